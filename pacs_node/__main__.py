@@ -1,0 +1,3 @@
+from pacs_node.cli.main import main
+
+main()

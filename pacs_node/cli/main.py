@@ -1,0 +1,25 @@
+"""The command ``pacs-node``. Each module of this package registers the commands that it holds.
+
+Exit codes: 0 done, 1 work failed, 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    name="pacs-node",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="The AI node for chest radiographs that stands beside a PACS. Research software: not for diagnosis.",
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
