@@ -51,8 +51,8 @@ class ConfigurationError(PacsNodeError):
 class Refused(PacsNodeError):
     """An input that the node does not analyse: kept, recorded and routed, but no result is made of it.
 
-    ``code`` is a stable word that scripts may test (``no-pixel-data``, ``not-chest`` …); ``reason`` says what,
-    where and why; ``remedy`` what the sender can do.
+    ``code`` is a stable word that scripts may test (``no-pixel-data``, ``not-chest`` …); ``reason`` says
+    what, where and why; ``remedy`` what the sender can do.
     """
 
     def __init__(self, code: str, reason: str, remedy: str = "") -> None:
