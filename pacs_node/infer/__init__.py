@@ -1,0 +1,1 @@
+"""Arrays in, arrays and numbers out: ONNX models, providers, samplers and the three tasks."""

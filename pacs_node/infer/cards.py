@@ -1,0 +1,358 @@
+"""A model on disk: a folder with ``card.toml`` and its ONNX files, read and checked.
+
+A new model is such a folder and no code. The card says what the files are (with their SHA-256), what goes
+in, how a diffusion model samples, where the anomaly thresholds lie, and what the model was trained on and
+measured at::
+
+    name = "bones-512"                  # small letters, digits, - and _; unique among all folders
+    task = "bone_suppression"           # or "restoration", "anomaly"
+    version = "1.0.0"
+    summary = "…"
+    intended_use = "…"
+    qualification = "RESEARCH"          # or "PRODUCT"; DICOM Content Qualification (0018,9004)
+    licence = "Apache-2.0"
+
+    [files]                             # role -> file in this folder; the roles stand in contract.py
+    encoder = "encoder.onnx"
+    [digests]                           # every file, ONNX external data included
+    "encoder.onnx" = "sha256:<64 hexadecimal digits>"
+    [input]
+    size = 512                          # side of the square input in pixels
+    range = [-1.0, 1.0]                 # what black and white of the image become
+    channels = 1
+    [diffusion]                         # bone_suppression and restoration
+    schedule = "squaredcos_cap_v2"      # = "cosine"; or "linear", "scaled_linear" with beta_start, beta_end
+    train_steps = 1000
+    prediction = "epsilon"              # or "v_prediction", "sample"
+    latent_scale = 1.0                  # what the latent is multiplied by before it is noised
+    clip_start = 1.4                    # |clean| <= clip_start + clip_slope * t; left out: no limit
+    clip_slope = 0.003
+    [sampler]
+    name = "ddim"                       # or "ddpm"
+    steps = 20
+    eta = 0.0
+    spacing = "trailing"                # or "leading"
+    [anomaly]                           # anomaly
+    finding = "…"
+    code = { value = "…", scheme = "SCT", meaning = "…" }      # optional, the finding as a coded concept
+    score_meaning = "…"
+    thresholds = { PA = 1.0, AP = 1.0, unknown = 1.0 }         # abnormal at or above; by view
+    heatmap_range = [0.0, 8.0]          # what becomes 0 and 1 of the heatmap
+    [training]
+    data = ["…"]
+    terms = ["…"]
+    recipe = "python -m export …"
+    [figures]                           # measured values, freely named, with their n and date
+    [limits]
+    texts = ["…"]
+
+Every error is a ModelError whose sentences name the file, the key, what is wrong and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from pacs_node.errors import ModelError
+from pacs_node.infer.contract import CONTRACT
+from pacs_node.infer.external_data import external_files
+from pacs_node.tasks import Task
+
+CARD = "card.toml"
+MAX_CARD_BYTES = 1 << 20
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
+# A plain name in the model's own folder: no folders, nothing hidden, so it cannot lead outside.
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class Part(BaseModel):
+    """Base of the card and its tables: unknown keys and inexact types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Input(Part):
+    """[input]: the square image that the model takes, one channel."""
+
+    size: int = Field(ge=16, le=4096, description="the side of the square input in pixels, 16 to 4096")
+    range: tuple[float, float] = Field(description="[low, high]: the values that black and white become")
+    channels: Literal[1] = Field(1, description="1, as radiographs have one channel")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Input:
+        if not self.range[0] < self.range[1]:
+            raise ValueError("range must rise, like [-1.0, 1.0]")
+        return self
+
+
+class Diffusion(Part):
+    """[diffusion]: the noise that the model was trained against (see samplers.py for the equations)."""
+
+    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "cosine"] = Field(
+        description='the noise schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "cosine"'
+    )
+    train_steps: int = Field(
+        ge=2, le=100_000, description="the number of noise levels in training, such as 1000"
+    )
+    prediction: Literal["epsilon", "v_prediction", "sample"] = Field(
+        description='what the network predicts: "epsilon", "v_prediction" or "sample"'
+    )
+    beta_start: float = Field(1e-4, gt=0, lt=1, description="the first beta, between 0 and 1")
+    beta_end: float = Field(0.02, gt=0, lt=1, description="the last beta, between 0 and 1")
+    latent_scale: float = Field(1.0, gt=0, description="a positive factor on the latent")
+    clip_start: float | None = Field(
+        None, gt=0, description="the limit of the clean estimate at t = 0, positive"
+    )
+    clip_slope: float = Field(
+        0.0, ge=0, description="by how much the limit grows with each training step, 0 or more"
+    )
+
+
+class Sampler(Part):
+    """[sampler]: how the model samples unless the configuration says otherwise."""
+
+    name: Literal["ddim", "ddpm"] = Field(description='the sampler: "ddim" or "ddpm"')
+    steps: int = Field(ge=1, description="the number of sampling steps, 1 or more")
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise, 0 (none) to 1 (as DDPM)")
+    spacing: Literal["leading", "trailing"] = Field("trailing", description='"leading" or "trailing"')
+
+
+class Code(Part):
+    """A coded concept, such as SCT 36118008."""
+
+    value: Text = Field(description="the code value")
+    scheme: Text = Field(description='the coding scheme designator, such as "SCT"')
+    meaning: Text = Field(description="the code's meaning in words")
+
+
+class Thresholds(Part):
+    """Scores from which a finding is called abnormal, by ViewPosition."""
+
+    PA: float = Field(description="the threshold of postero-anterior images")
+    AP: float = Field(description="the threshold of antero-posterior images")
+    unknown: float = Field(description="the threshold where the view is not known")
+
+    def of(self, view: Literal["PA", "AP"] | None) -> float:
+        """The threshold for one view."""
+        return {"PA": self.PA, "AP": self.AP, None: self.unknown}[view]
+
+
+class AnomalyPart(Part):
+    """[anomaly]: what the score means and where abnormal begins."""
+
+    finding: Text = Field(description="the name of the finding that the score stands for")
+    code: Code | None = Field(None, description="a table of value, scheme and meaning")
+    score_meaning: Text = Field(
+        description="one sentence on what the score is and that it is no probability, if so"
+    )
+    thresholds: Thresholds = Field(description="a table of PA, AP and unknown")
+    heatmap_range: tuple[float, float] = Field(
+        description="[low, high]: the heatmap values that become 0 and 1"
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> AnomalyPart:
+        if not self.heatmap_range[0] < self.heatmap_range[1]:
+            raise ValueError("heatmap_range must rise, like [0.0, 8.0]")
+        return self
+
+
+class Training(Part):
+    """[training]: what the model learnt from, on which terms, and how to make it again."""
+
+    data: list[Text] = Field(min_length=1, description="a list of the training data's sources")
+    terms: list[Text] = Field(min_length=1, description="a list of the data's terms of use")
+    recipe: Text = Field(description="the command that trains the model")
+    notes: list[Text] = Field([], description="a list of remarks on the training")
+
+
+class Limits(Part):
+    """[limits]: what a user must not expect of the model."""
+
+    texts: list[Text] = Field(min_length=1, description="a list of sentences on what the model cannot do")
+
+
+class Card(Part):
+    """One model: ``card.toml``, checked, and the folder that it lies in."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$",
+        description="a name of small letters, digits, - and _, up to 64 long",
+    )
+    task: Task = Field(description="one of " + ", ".join(t.value for t in Task))
+    version: str = Field(
+        pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,31}$", description='a version such as "1.0.0"'
+    )
+    summary: Text = Field(description="one sentence on what the model is")
+    intended_use: Text = Field(description="what the model may be used for")
+    qualification: Literal["RESEARCH", "PRODUCT"] = Field(description='"RESEARCH" or "PRODUCT"')
+    licence: Text = Field(description="the licence of the weights")
+    files: dict[str, FileName] = Field(description="a table of the task's roles, each with a plain file name")
+    digests: dict[FileName, Digest] = Field(
+        description='a table of every file with "sha256:" and its 64 hexadecimal digits (sha256sum FILE)'
+    )
+    input: Input = Field(description="a table [input]")
+    diffusion: Diffusion | None = Field(None, description="a table [diffusion]")
+    sampler: Sampler | None = Field(None, description="a table [sampler]")
+    anomaly: AnomalyPart | None = Field(None, description="a table [anomaly]")
+    training: Training = Field(description="a table [training]")
+    figures: dict[str, Any] = Field(description="a table of measured values, with n and date")
+    limits: Limits = Field(description="a table [limits]")
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Card:
+        roles = set(CONTRACT[self.task])
+        if set(self.files) != roles:
+            raise ValueError(
+                f"[files] must name exactly {names(roles)} for {self.task}, not {names(self.files)}"
+            )
+        if without := set(self.files.values()) - set(self.digests):
+            raise ValueError(f"[digests] lacks {names(without)}; add what sha256sum prints for it")
+        wanted = {"anomaly"} if self.task is Task.ANOMALY else {"diffusion", "sampler"}
+        present = {key for key in ("diffusion", "sampler", "anomaly") if getattr(self, key) is not None}
+        if wanted != present:
+            raise ValueError(
+                f"{self.task} needs the tables {names(wanted)}, but the card has {names(present)}"
+            )
+        if self.diffusion and self.sampler and self.sampler.steps > self.diffusion.train_steps:
+            raise ValueError(
+                f"sampler.steps is {self.sampler.steps}, more than diffusion.train_steps "
+                f"{self.diffusion.train_steps}; write fewer steps"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the card."""
+        return self._folder
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` over all that changes the model's results: the files' digests and how they are run."""
+        behaviour = self.model_dump(
+            mode="json", include={"task", "files", "digests", "input", "diffusion", "sampler", "anomaly"}
+        )
+        return "sha256:" + hashlib.sha256(json.dumps(behaviour, sort_keys=True).encode()).hexdigest()
+
+    def path(self, role: str) -> Path:
+        """The ONNX file of one role, such as ``denoiser``."""
+        return self._folder / self.files[role]
+
+    def verify(self) -> None:
+        """Compare every file with its digest, and ONNX external data with the folder.
+
+        Raises ModelError naming each file that is missing, altered, or refers to data outside the digests.
+        """
+        problems = [p for name, digest in self.digests.items() if (p := self._verify_file(name, digest))]
+        if not problems:
+            problems = [p for name in sorted(set(self.files.values())) for p in self._verify_external(name)]
+        if problems:
+            raise ModelError("\n".join(problems))
+
+    def _verify_file(self, name: str, digest: str) -> str | None:
+        path = self._folder / name
+        if not path.is_file():
+            return f"{path}: the file is missing. Copy it there, or correct [files] and [digests] in {CARD}."
+        # A link out of the folder would make the model depend on a place that nobody copies along with it.
+        if path.resolve().parent != self._folder.resolve():
+            return (
+                f"{path}: the file is a link that leads out of the model's folder. Put the file itself there."
+            )
+        with path.open("rb") as file:
+            found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            return (
+                f"{path}: the file's digest is {found}, the card says {digest}. Copy the file again; if the "
+                f"change is meant, correct [digests] in {CARD} and give the model a new version."
+            )
+        return None
+
+    def _verify_external(self, name: str) -> list[str]:
+        path = self._folder / name
+        return [
+            f"{path}: it refers to external data in {location!r}, which is not a file of this card. External "
+            f"data must lie in the model's folder and stand in [digests]; save the model with its weights inside."
+            for location in external_files(path)
+            if location not in self.digests
+        ]
+
+
+def read_card(folder: Path) -> Card:
+    """The card of the model in ``folder``; its files are not read (see Card.verify). Raises ModelError."""
+    path = folder / CARD
+    if not path.is_file():
+        raise ModelError(f"{folder}: there is no {CARD}. A model is a folder with {CARD} and its ONNX files.")
+    if path.stat().st_size > MAX_CARD_BYTES:
+        raise ModelError(
+            f"{path}: larger than {MAX_CARD_BYTES} bytes. A card is a short text; see the documentation."
+        )
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not TOML: {error}. Correct the file at that place.") from error
+    try:
+        # By way of JSON, so that strict still takes TOML's arrays for tuples and its words for enumerations.
+        card = Card.model_validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        raise ModelError("\n".join(_sentence(path, e) for e in error.errors())) from error
+    card._folder = folder  # the only writer of the folder, at birth
+    return card
+
+
+def names(words: Iterable[object]) -> str:
+    """The words in order, for a sentence; "nothing" if there are none."""
+    return ", ".join(sorted(map(str, words))) or "nothing"
+
+
+def _sentence(path: Path, error: Any) -> str:
+    """One pydantic error as a sentence with the remedy."""
+    location = [part for part in error["loc"] if part != "[key]"]
+    place = f"{path}: " + (".".join(map(str, location)) or "the card")
+    fields = Card.model_fields
+    field = None
+    known: list[str] = list(fields)
+    for part in location:
+        field = fields.get(str(part), field)
+        if str(part) in fields and (annotation := _table(fields[str(part)].annotation)):
+            fields = annotation.model_fields
+            known = list(fields)
+    remedy = f"Write {field.description}." if field and field.description else "Correct it."
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), known, 1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {names(known)}."
+        return f"{place}: this key is unknown. {hint}"
+    if error["type"] == "missing":
+        return f"{place}: the key is missing. {remedy}"
+    if error["type"] == "value_error":
+        return f"{place}: {error['ctx']['error']}."
+    value = repr(error["input"])
+    value = value if len(value) < 80 else value[:77] + "…"
+    return f"{place}: {value} will not do: {error['msg'][0].lower()}{error['msg'][1:]}. {remedy}"
+
+
+def _table(annotation: Any) -> type[Part] | None:
+    """The table behind an annotation such as ``Diffusion | None``."""
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, Part):
+            return candidate
+    return None
