@@ -1,0 +1,128 @@
+"""Thickness of simple bodies along the beam: the bricks of which the phantom's anatomy is built.
+
+Every function returns or writes a *thickness map*: for each pixel the length, in millimetres, that a ray parallel
+to the z axis (the beam) spends inside the body. All lengths are millimetres in the detector plane.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Box = tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A square detector of ``size`` pixels over ``field`` mm: x from the midline to the image's right, y downwards."""
+
+    size: int
+    field: float
+
+    @property
+    def pitch(self) -> float:
+        """Distance of two pixel centres in mm."""
+        return self.field / self.size
+
+    @property
+    def x(self) -> Array:
+        """Pixel centres, shape (1, size)."""
+        return ((np.arange(self.size, dtype=np.float32) + 0.5) * self.pitch - self.field / 2)[None, :]
+
+    @property
+    def y(self) -> Array:
+        """Pixel centres, shape (size, 1)."""
+        return ((np.arange(self.size, dtype=np.float32) + 0.5) * self.pitch)[:, None]
+
+    def zeros(self) -> Array:
+        """An empty thickness map."""
+        return np.zeros((self.size, self.size), np.float32)
+
+    def box(self, x0: float, x1: float, y0: float, y1: float) -> Box:
+        """The pixels that a rectangle in mm touches, as (rows, columns)."""
+
+        def span(low: float, high: float) -> slice:
+            first = int(np.clip(np.floor(low / self.pitch), 0, self.size))
+            return slice(first, max(first, int(np.clip(np.ceil(high / self.pitch) + 1, 0, self.size))))
+
+        return span(y0, y1), span(x0 + self.field / 2, x1 + self.field / 2)
+
+
+def chord(q: Array | np.ndarray) -> Array:
+    """Half chord of a unit sphere where the squared distance from its centre is ``q`` (0 outside)."""
+    return np.sqrt(np.maximum(1 - q, 0), dtype=np.float32)
+
+
+def ellipsoid(
+    grid: Grid, centre: tuple[float, float], radii: tuple[float, float, float], degrees: float = 0, power: float = 2
+) -> Array:
+    """Thickness of an ellipsoid with half axes ``radii`` (x, y, z), turned in the image plane.
+
+    ``power`` above 2 makes the outline a superellipse (squarer); the profile along the beam stays circular.
+    """
+    angle = np.deg2rad(degrees)
+    dx, dy = grid.x - np.float32(centre[0]), grid.y - np.float32(centre[1])
+    u = (dx * np.cos(angle) + dy * np.sin(angle)) / radii[0]
+    v = (dy * np.cos(angle) - dx * np.sin(angle)) / radii[1]
+    q = u * u + v * v if power == 2 else np.abs(u) ** power + np.abs(v) ** power
+    return (2 * radii[2] * chord(q)).astype(np.float32)
+
+
+def tube(
+    target: Array,
+    grid: Grid,
+    points: npt.ArrayLike,
+    half_width: npt.ArrayLike,
+    depth: npt.ArrayLike | None = None,
+    *,
+    wall: float = 0,
+    core: float = 1,
+) -> None:
+    """Draw a bent tube into ``target`` (union: the larger thickness stays).
+
+    ``points`` (n, 2) is its axis, ``half_width`` (n,) or a number its half width in the image plane, ``depth`` its
+    whole extent along the beam (default: round). With ``wall`` > 0 it is a shell of that thickness, its inside filled
+    to the fraction ``core``: a bone with cortex and spongiosa. A tube thinner than a pixel keeps its cross-section area.
+    """
+    axis = np.asarray(points, np.float64)
+    n = len(axis)
+    widths = np.broadcast_to(np.asarray(half_width, np.float64), (n,))
+    depths = 2 * widths if depth is None else np.broadcast_to(np.asarray(depth, np.float64), (n,))
+    least = 0.75 * grid.pitch
+    for i in range(n - 1):
+        (ax, ay), (bx, by) = axis[i], axis[i + 1]
+        reach = max(widths[i], widths[i + 1], least)
+        rows, cols = grid.box(min(ax, bx) - reach, max(ax, bx) + reach, min(ay, by) - reach, max(ay, by) + reach)
+        if rows.start >= rows.stop or cols.start >= cols.stop:
+            continue
+        dx, dy = grid.x[:, cols] - np.float32(ax), grid.y[rows] - np.float32(ay)
+        ex, ey = np.float32(bx - ax), np.float32(by - ay)
+        along = np.clip((dx * ex + dy * ey) / max(float(ex * ex + ey * ey), 1e-9), 0, 1)
+        width = np.maximum(widths[i] + along * (widths[i + 1] - widths[i]), 1e-3).astype(np.float32)
+        thickness = (depths[i] + along * (depths[i + 1] - depths[i])).astype(np.float32)
+        thin = np.maximum(width, np.float32(least))
+        thickness *= width / thin
+        distance2 = (dx - along * ex) ** 2 + (dy - along * ey) ** 2
+        profile = chord(distance2 / thin**2)
+        if wall > 0:
+            inner = np.maximum(thin - wall, 1e-3)
+            hollow = np.maximum(1 - 2 * wall / np.maximum(thickness, 2 * wall + 1e-3), 0)
+            profile = profile - (1 - core) * hollow * chord(distance2 / inner**2)
+        view = target[rows, cols]
+        np.maximum(view, thickness * profile, out=view)
+
+
+def curve(points: npt.ArrayLike, n: int = 32) -> npt.NDArray[np.float64]:
+    """A smooth (Catmull-Rom) curve of ``n`` points through the given ones, of any dimension."""
+    knots = np.asarray(points, np.float64)
+    padded = np.vstack([2 * knots[0] - knots[1], knots, 2 * knots[-1] - knots[-2]])
+    t = np.linspace(0, len(knots) - 1, n)
+    i = np.minimum(t.astype(int), len(knots) - 2)
+    s = (t - i)[:, None]
+    p0, p1, p2, p3 = padded[i], padded[i + 1], padded[i + 2], padded[i + 3]
+    return np.asarray(
+        0.5 * (2 * p1 + (p2 - p0) * s + (2 * p0 - 5 * p1 + 4 * p2 - p3) * s**2 + (3 * p1 - p0 - 3 * p2 + p3) * s**3)
+    )
