@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,14 @@ class Client:
         # Not global_concurrency: that counts the rows which a dead worker left behind.
         self._dbos.register_queue(name, worker_concurrency=concurrency, polling_interval_sec=polling_seconds)
 
+    def remove_idle_queues(self, keep: Collection[str]) -> None:
+        """Forget the queues that are not to be kept and have no unfinished job."""
+        for queue in self._dbos.list_queues():
+            if queue.name not in keep and not self._dbos.list_queued_workflows(
+                queue_name=queue.name, limit=1
+            ):
+                self._dbos.delete_queue(queue.name)
+
     def get(self, job_id: str) -> Job | None:
         """The job of that id, or ``None``."""
         found = self._dbos.list_workflows(workflow_ids=[job_id])
@@ -171,11 +179,16 @@ class Client:
         ]
 
     def cancel(self, job_id: str) -> Job | None:
-        """Take an unfinished job out of its queue; a running one is stopped at its next step. ``None``: no
-        such job.
+        """Take a job out of its queue, or give up one that failed; a running one is stopped at its next step.
+
+        ``None``: no such job. A job that is done is returned unchanged.
         """
-        if self.get(job_id) is None:
-            return None
+        job = self.get(job_id)
+        if job is None or job.status == "done":
+            return job
+        if job.status == "failed":
+            # dbos cancels only what can still run: the queue of this name has no worker.
+            self._dbos.rewind_workflow(job_id, queue_name="cancelled")
         self._dbos.cancel_workflow(job_id)
         return self.get(job_id)
 

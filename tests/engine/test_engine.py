@@ -194,6 +194,38 @@ def test_a_cancelled_job_does_not_run_until_it_is_retried(engine: Engine, client
     client.retry("note/a")
     assert ended(client, "note/a").result == "a"
     assert client.cancel("note/none") is None
+    done_already = client.cancel("note/b")
+    assert done_already is not None
+    assert done_already.status == "done"
+
+
+def test_a_failed_job_can_be_given_up(engine: Engine, client: Client) -> None:
+    def handler(run: Run, payload: dict[str, object]) -> JSON:
+        raise ValueError("always")
+
+    engine.register("fail", handler)
+    client.enqueue("fail", "fail/a", {"key": "a"}, "light")
+    engine.start()
+    ended(client, "fail/a", "failed")
+    given_up = client.cancel("fail/a")
+    assert given_up is not None
+    assert (given_up.status, given_up.queue) == ("cancelled", "light")
+
+
+def test_a_queue_can_be_added_while_running_and_an_unnamed_one_is_emptied_then_forgotten(
+    engine: Engine, client: Client
+) -> None:
+    engine.register("note", lambda run, payload: payload["key"])
+    client.register_queue("old", 2, 0.1)
+    client.register_queue("idle", 2, 0.1)
+    client.enqueue("note", "note/old", {"key": "old"}, "old")
+    engine.start()
+    engine.add_queue("new", 2)
+    client.enqueue("note", "note/new", {"key": "new"}, "new")
+    ended(client, "note/old")
+    ended(client, "note/new")
+    engine.client.remove_idle_queues({"light", "heavy", "new"})
+    assert sorted(queue.name for queue in client._dbos.list_queues()) == ["heavy", "light", "new"]
 
 
 def test_a_delayed_job_runs_when_its_time_has_come(engine: Engine, client: Client) -> None:
