@@ -65,14 +65,14 @@ class LungShape:
 
     def inside(self, grid: Grid) -> Array:
         """1 on the axis of the lung, 0 on its outline, negative outside."""
-        u = np.abs((grid.x - self.side * self.x) / self.rx) ** 2.4
+        u = np.abs((grid.x - self.side * self.x) / self.rx) ** 2.3
         v = np.clip((self.y - grid.y) / self.ry, 0, None) ** 2.1
         return (1 - u - v).astype(np.float32)
 
     def lateral(self, y: float) -> float:
         """Distance of the outer lung edge from the midline at height ``y``."""
         v = max(0.0, (self.y - y) / self.ry) ** 2.1
-        return self.x + self.rx * float(max(1 - v, 0.0)) ** (1 / 2.4)
+        return self.x + self.rx * float(max(1 - v, 0.0)) ** (1 / 2.3)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def body(grid: Grid, build: Build, rng: np.random.Generator) -> Array:
     smooth = curve(np.column_stack([at, half, deep]), 200)
     width = np.interp(height, smooth[:, 0], smooth[:, 1]).astype(np.float32)[:, None]
     depth = np.interp(height, smooth[:, 0], smooth[:, 2]).astype(np.float32)[:, None]
-    trunk = 2 * depth * chord(np.abs(x / width) ** 2.5)
+    trunk = 2 * depth * chord(np.abs(x / width) ** 3.4)
     arms = grid.zeros()
     for side in (-1, 1):
         drop = side * build.tilt + (-6 if build.view == "AP" else 4)
@@ -125,21 +125,41 @@ def body(grid: Grid, build: Build, rng: np.random.Generator) -> Array:
             ],
             40,
         )
-        radius = np.interp(np.linspace(0, 1, 40), [0, 0.2, 0.4, 0.55, 0.75, 1], [30, 38, 46, 46, 36, 32]) * (0.6 + 0.4 * g)
+        radius = np.interp(np.linspace(0, 1, 40), [0, 0.2, 0.4, 0.55, 0.75, 1], [30, 38, 46, 46, 36, 32]) * (
+            0.6 + 0.4 * g
+        )
         tube(arms, grid, shoulder, radius, 2 * radius * 1.15)
     # A union with rounded creases: where the two run together the thicker stays, and a little of the other.
     whole = np.maximum(trunk, arms) + 0.12 * np.minimum(trunk, arms)
     # Pectoral and latissimus muscles, then breasts.
     for side in (-1, 1):
-        pectoral = ellipsoid(grid, (side * 100 * w, 128 * c), (66, 44, 11 * g), side * 32, 2.6)
+        pectoral = mound(grid, (side * 104 * w, 130 * c), (72, 50, 13 * g), side * 34)
         whole += pectoral * (0.55 if build.sex == "F" else 1.0)
         if build.sex == "F":
             size = float(np.clip(rng.normal(1.0, 0.16) * (0.6 + 0.4 * g), 0.65, 1.35))
             sag = 236 * c + 0.35 * max(build.age_years - 30, 0)
-            whole += ellipsoid(grid, (side * 80 * w, sag), (60 * size, 54 * size, 21 * size), side * 12, 2.2) * (
-                1 - 0.55 / (1 + np.exp((y - sag + 10) / 14))
-            )
+            breast = ellipsoid(grid, (side * 82 * w, sag), (62 * size, 56 * size, 23 * size), side * 12, 2.2)
+            soft_edge = mound(grid, (side * 82 * w, sag), (62 * size, 56 * size, 23 * size), side * 12)
+            lower = 1 / (1 + np.exp((sag + 12 - y) / 12))
+            whole += lower * breast + (1 - lower) * soft_edge
     return whole.astype(np.float32)
+
+
+def mound(
+    grid: Grid, centre: tuple[float, float], radii: tuple[float, float, float], degrees: float = 0
+) -> Array:
+    """An ellipsoid that runs out softly, as muscle does: the cube of its profile, same greatest thickness."""
+    unit = ellipsoid(grid, centre, (radii[0], radii[1], 0.5), degrees)
+    return 2 * radii[2] * unit**3
+
+
+def union(*bodies: Array) -> Array:
+    """Thickness where bodies run into one another without a seam: the 4-norm, close to the larger of them."""
+    total = np.zeros_like(bodies[0])
+    for each in bodies:
+        square = np.square(each * np.float32(0.01))
+        total += square * square
+    return np.sqrt(np.sqrt(total)) * np.float32(100)
 
 
 def dome(grid: Grid, build: Build, lung: LungShape, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -167,45 +187,59 @@ def heart_and_mediastinum(grid: Grid, build: Build, rng: np.random.Generator) ->
     wide = 1.12 if build.view == "AP" else 1.0
     base = 286 * c - build.breath
     parts = [
-        ellipsoid(grid, (28 * h, base - 52 * h), (46 * h, 66 * h, 48 * h), -37 + rng.normal(0, 4), 2.15),
-        ellipsoid(grid, (-8 * h, base - 50 * h), (42 * h, 55 * h, 44 * h), 6, 2.2),
-        ellipsoid(grid, (19 * c, 184 * c), (29 * h, 40 * c, 34), -14, 2.2),
-        ellipsoid(grid, (23 * c * wide, (122 - 5 * old) * c), ((16 + 6 * old) * wide, 19 * c, 22 + 4 * old)),
-        ellipsoid(grid, (24 * c * wide, 151 * c), (18 * wide, 19 * c, 22)),
+        ellipsoid(grid, (27 * h, base - 50 * h), (45 * h, 66 * h, 60 * h), -37 + rng.normal(0, 4), 2.15),
+        ellipsoid(grid, (-8 * h, base - 50 * h), (41 * h, 57 * h, 56 * h), 6, 2.2),
+        ellipsoid(grid, (16 * c, 186 * c), (29 * h, 46 * c, 46), -14, 2.2),
+        ellipsoid(
+            grid, (21 * c * wide, (122 - 5 * old) * c), ((17 + 6 * old) * wide, 20 * c, 34 + 4 * old), 0, 2.3
+        ),
+        ellipsoid(grid, (16 * c * wide, 160 * c), (22 * wide, 34 * c, 42), -8, 2.2),
     ]
-    union = grid.zeros()
-    for part in parts:
-        np.maximum(union, part, out=union)
     column = curve(
-        [(0, -20, 44, 40), (0, 60, 36, 44), (-3, 100, 30, 48), (-4, 140, 32, 60), (-2, 190, 35, 66), (0, 260, 38, 70), (0, 420, 42, 76)],
+        [
+            (0, -20, 40, 40),
+            (0, 50, 36, 44),
+            (-2, 84, 31, 50),
+            (-4, 110, 30, 54),
+            (-4, 140, 33, 60),
+            (-2, 190, 36, 62),
+            (0, 260, 40, 66),
+            (0, 420, 60, 70),
+        ],
         40,
     )
-    tube(union, grid, column[:, :2] * (c, c), column[:, 2] * c * (0.6 + 0.4 * wide), 2 * column[:, 3] * c)
-    aorta = curve([(20, 120), (27 + 5 * old, 150), (25 + 6 * old, 200), (18 + 5 * old, 260), (10, 330)], 24) * c
-    extra = grid.zeros()
-    tube(extra, grid, aorta, 12 + 3 * old)
-    cava = curve([(-24, 70), (-27, 110), (-27, 150), (-22, 190)], 16) * c
-    tube(extra, grid, cava, 10 * wide)
-    return np.maximum(union, extra) + 0.25 * np.minimum(union, extra)
+    pillar = grid.zeros()
+    tube(pillar, grid, column[:, :2] * (c, c), column[:, 2] * c * (0.6 + 0.4 * wide), 2 * column[:, 3] * c)
+    aorta = (
+        curve([(20, 120), (25 + 5 * old, 150), (23 + 6 * old, 200), (16 + 5 * old, 260), (8, 330)], 24) * c
+    )
+    down = grid.zeros()
+    tube(down, grid, aorta, 12 + 3 * old)
+    cava = grid.zeros()
+    tube(cava, grid, curve([(-22, 66), (-25, 110), (-26, 150), (-20, 195)], 16) * c, 10 * wide, 40)
+    return union(*parts, pillar, cava, 1.5 * down)
 
 
-def vessel_tree(target: Array, grid: Grid, lung: LungShape, crest: float, rng: np.random.Generator) -> None:
+def vessel_tree(
+    target: Array, grid: Grid, lung: LungShape, crest: float, lower: float, rng: np.random.Generator
+) -> None:
     """Pulmonary arteries and veins of one lung, branching from the hilum to sub-millimetre twigs.
 
     Radii obey Murray's law (r^3 = r1^3 + r2^3, J Gen Physiol 1926); a branch is about nine radii long at the hilum, longer
     in proportion further out.
     """
-    hilum = np.array([lung.side * 36.0, 166.0 if lung.side < 0 else 157.0])
+    hilum = np.array([lung.side * 36.0, (166.0 if lung.side < 0 else 157.0) + lower])
     queue: list[tuple[np.ndarray, float, float, float]] = []
-    for zone in np.linspace(-82, 84, 10):
+    for zone in np.linspace(-84, 86, 8):
         angle = zone + rng.normal(0, 7)
-        radius = rng.uniform(2.1, 2.9) * (0.8 + 0.35 * (angle + 80) / 160)  # gravity: wider below
+        radius = rng.uniform(2.6, 4.2) * (0.75 + 0.4 * (angle + 80) / 160)  # gravity: wider below
         root = hilum + (rng.normal(0, 4) + lung.side * 4, rng.normal(0, 6) + 0.12 * zone)
         queue.append((root, angle, radius, rng.uniform(0.75, 1.0)))
     interlobar = curve([hilum, hilum + (lung.side * 9, 24), hilum + (lung.side * 15, 52)], 10)
-    tube(target, grid, interlobar, np.linspace(7.5, 4.5, 10))
+    if lower == 0:
+        tube(target, grid, interlobar, np.linspace(8.5, 5.0, 10))
     for zone in (20, 45, 68):
-        queue.append((interlobar[rng.integers(4, 10)], zone + rng.normal(0, 6), 2.6, 0.95))
+        queue.append((interlobar[rng.integers(4, 10)], zone + rng.normal(0, 6), 3.2, 0.95))
     while queue:
         start, angle, radius, flat = queue.pop()
         length = (7.0 + 9.0 * radius) * rng.uniform(0.7, 1.3) * flat
@@ -216,16 +250,20 @@ def vessel_tree(target: Array, grid: Grid, lung: LungShape, crest: float, rng: n
             at = np.deg2rad(angle + bend * (i + 1) / steps)
             points.append(points[-1] + length / steps * np.array([lung.side * np.cos(at), np.sin(at)]))
         end = points[-1]
-        beyond = abs((end[0] - lung.side * lung.x) / lung.rx) ** 2.4 + max(0, (lung.y - end[1]) / lung.ry) ** 2.1
+        beyond = (
+            abs((end[0] - lung.side * lung.x) / lung.rx) ** 2.3 + max(0, (lung.y - end[1]) / lung.ry) ** 2.1
+        )
         tube(target, grid, points, np.linspace(radius, radius * 0.9, steps + 1))
         if beyond > 0.93 or end[1] > crest + 25 or end[0] * lung.side < 18:
             continue
         share = rng.uniform(0.35, 0.65)
         for part, turn in ((share, 1), (1 - share, -1)):
             child = 0.9 * radius * float(part) ** (1 / 3)
-            if child > 0.42:
+            if child > 0.4:
                 spread = turn * rng.uniform(14, 40) * (1 - 0.5 * float(part))
-                queue.append((end, angle + bend + spread, child, float(np.clip(flat * rng.normal(1, 0.12), 0.4, 1))))
+                queue.append(
+                    (end, angle + bend + spread, child, float(np.clip(flat * rng.normal(1, 0.12), 0.4, 1)))
+                )
 
 
 def texture(grid: Grid, rng: np.random.Generator, scales_mm: tuple[float, ...]) -> Array:
@@ -238,7 +276,9 @@ def texture(grid: Grid, rng: np.random.Generator, scales_mm: tuple[float, ...]) 
     return out / np.float32(np.sqrt(len(scales_mm)) * 0.75)
 
 
-def chest(grid: Grid, build: Build, pair: tuple[LungShape, LungShape], nodules: int, rng: np.random.Generator) -> Chest:
+def chest(
+    grid: Grid, build: Build, pair: tuple[LungShape, LungShape], nodules: int, rng: np.random.Generator
+) -> Chest:
     """Everything soft, with the air that is missing from it."""
     whole = body(grid, build, rng)
     core = heart_and_mediastinum(grid, build, rng)
@@ -249,13 +289,15 @@ def chest(grid: Grid, build: Build, pair: tuple[LungShape, LungShape], nodules: 
         cage = 2 * lung.rz * np.sqrt(np.clip(inside, 0, None))
         q, below = dome(grid, build, lung, rng)
         half = np.where(grid.x * lung.side > 0, 1, 0).astype(np.float32)
-        air_space = np.clip(cage - np.minimum(below, cage), 0, None) * half
-        blocked = np.minimum(core, air_space)
-        lung_total += air_space - blocked
-        silhouette |= (cage * half > 12) & (q < 0) & (core < 0.55 * air_space)
+        blocked = np.minimum(union(core, below), cage) * half
+        lung_total += cage * half - blocked
+        silhouette |= (cage * half > 12) & (q < 0) & (core < 0.55 * cage)
         crest = (278 if lung.side < 0 else 289) * build.chest - build.breath
-        vessel_tree(vessels, grid, lung, crest, rng)
-    grain = texture(grid, rng, (26, 11)) * 0.05 + texture(grid, rng, (4.5, 2.2)) * 0.045
+        for spread in (0.0, 7.0):  # arteries and veins cross, and their shadows add
+            layer = grid.zeros()
+            vessel_tree(layer, grid, lung, crest, spread, rng)
+            vessels += layer
+    grain = texture(grid, rng, (26, 11)) * 0.06 + texture(grid, rng, (3.5, 1.8)) * 0.03
     air = lung_total * (1 - LUNG_DENSITY * (1 + grain))
     air -= np.minimum(vessels, lung_total) * (1 - LUNG_DENSITY)
     nodule_mask = np.zeros(whole.shape, bool)
@@ -270,7 +312,12 @@ def chest(grid: Grid, build: Build, pair: tuple[LungShape, LungShape], nodules: 
             lobe = radius * rng.uniform(0.7, 1.0)
             np.maximum(
                 lump,
-                ellipsoid(grid, (centre[0] + offset[0], centre[1] + offset[1]), (lobe, lobe * 0.92, lobe), rng.uniform(0, 90)),
+                ellipsoid(
+                    grid,
+                    (centre[0] + offset[0], centre[1] + offset[1]),
+                    (lobe, lobe * 0.92, lobe),
+                    rng.uniform(0, 90),
+                ),
                 out=lump,
             )
         nodule_mask |= lump > 0
@@ -282,11 +329,20 @@ def chest(grid: Grid, build: Build, pair: tuple[LungShape, LungShape], nodules: 
     gas *= 1 / (1 + np.exp((grid.y - 168 * build.chest) / 8))
     if rng.random() < 0.75:  # air in the stomach, its lower edge a fluid level in the upright patient
         level = 322 * build.chest - build.breath + rng.normal(0, 4)
-        bubble = ellipsoid(grid, (rng.normal(66, 8), level - 4), (rng.uniform(18, 34), rng.uniform(10, 17), rng.uniform(9, 22)), -8)
-        gas += bubble if build.view == "AP" else bubble / (1 + np.exp((grid.y - level) / 0.8))
+        bubble = ellipsoid(
+            grid,
+            (rng.normal(66, 8), level - 4),
+            (rng.uniform(18, 34), rng.uniform(10, 17), rng.uniform(9, 22)),
+            -8,
+        )
+        gas += bubble if build.view == "AP" else bubble * (0.5 - 0.5 * np.tanh((grid.y - level) / 1.6))
     for _ in range(int(rng.integers(0, 4))):
         spot = (rng.uniform(-110, 120), rng.uniform(345, 390))
-        gas += ellipsoid(grid, spot, (rng.uniform(8, 22), rng.uniform(6, 13), rng.uniform(5, 12)), rng.uniform(-40, 40))
+        gas += ellipsoid(
+            grid, spot, (rng.uniform(8, 22), rng.uniform(6, 13), rng.uniform(5, 12)), rng.uniform(-40, 40)
+        )
     whole = whole * (1 + 0.012 * texture(grid, rng, (40, 18, 8)))
     air = np.clip(air + gas, 0, 0.93 * whole)
-    return Chest(whole.astype(np.float32), air.astype(np.float32), silhouette, nodule_mask & silhouette, lung_total)
+    return Chest(
+        whole.astype(np.float32), air.astype(np.float32), silhouette, nodule_mask & silhouette, lung_total
+    )

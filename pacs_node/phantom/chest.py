@@ -51,11 +51,15 @@ class Phantom:
     "F", ``nodules`` the number of round opacities in the lungs. Raises ValueError for anything else.
     """
 
-    def __init__(self, seed: int, view: str = "PA", sex: str = "M", age_years: float = 55, nodules: int = 0) -> None:
+    def __init__(
+        self, seed: int, view: str = "PA", sex: str = "M", age_years: float = 55, nodules: int = 0
+    ) -> None:
         if view not in VIEWS or sex not in SEXES:
             raise ValueError(f"view must be one of {VIEWS} and sex one of {SEXES}, not {view!r} and {sex!r}")
         if not 18 <= age_years <= 110 or nodules < 0:
-            raise ValueError(f"age must be 18 to 110 years and nodules not negative, not {age_years} and {nodules}")
+            raise ValueError(
+                f"age must be 18 to 110 years and nodules not negative, not {age_years} and {nodules}"
+            )
         self.seed, self.view, self.sex, self.age_years, self.nodules = seed, view, sex, age_years, nodules
         self.build = anatomy.Build.drawn(self._rng(0), view, sex, age_years)
 

@@ -26,7 +26,9 @@ LOW_KEV, HIGH_KEV = 40.0, 60.0
 def mu(energy_kev: float) -> tuple[float, float]:
     """Linear attenuation coefficients (soft tissue, cortical bone) in 1/cm; log-log between the tabulated energies."""
     if not ENERGY_KEV[0] <= energy_kev <= ENERGY_KEV[-1]:
-        raise ValueError(f"energy {energy_kev} keV is outside the table ({ENERGY_KEV[0]} to {ENERGY_KEV[-1]} keV)")
+        raise ValueError(
+            f"energy {energy_kev} keV is outside the table ({ENERGY_KEV[0]} to {ENERGY_KEV[-1]} keV)"
+        )
     at = np.log(energy_kev)
     soft = np.exp(np.interp(at, np.log(ENERGY_KEV), np.log(SOFT_CM2_G))) * SOFT_G_CM3
     bone = np.exp(np.interp(at, np.log(ENERGY_KEV), np.log(BONE_CM2_G))) * BONE_G_CM3
@@ -83,7 +85,7 @@ class Exposure:
     photons_per_mm2: float = 2.0e6  # on the detector without a patient
     scatter_ratio: float = 0.25  # scatter to primary behind the grid, where the patient is average
     scatter_mm: float = 30.0
-    focus_mm: float = 0.12  # blur of focal spot and detector (standard deviation)
+    focus_mm: float = 0.22  # blur of focal spot and detector (standard deviation)
 
     def detected(self, thickness: Thickness, pitch: float) -> Array:
         """-ln of the detected intensity over the open beam: primary by Beer-Lambert, blurred, plus scatter; no noise."""
@@ -104,15 +106,15 @@ class Tone:
 
     low: float
     high: float
-    emphasis: float = 0.6
-    emphasis_mm: float = 4.0
-    balance: float = 0.35
+    emphasis: float = 0.55
+    emphasis_mm: float = 7.0
+    balance: float = 0.42
     balance_mm: float = 35.0
 
     @classmethod
     def fitted(cls, detected: Array, inside: Array, **options: float) -> Tone:
         """The window that shows the pixels of ``inside`` (bool) from just above black to just below white."""
-        low, high = np.percentile(detected[inside], [1.0, 99.0])
+        low, high = np.percentile(detected[inside], [1.0, 99.8])
         return cls(float(low), float(high), **options)
 
     def show(self, detected: Array, pitch: float) -> Array:
@@ -123,4 +125,4 @@ class Tone:
         emphasised = emphasised - self.balance * (np.clip(wide, self.low, self.high) - middle)
         scale = (self.high - self.low) * (1 - self.balance) * 0.5
         u = (emphasised - middle) / max(scale, 1e-6)
-        return np.asarray(0.5 + 0.5 * np.tanh(0.95 * u) / np.tanh(1.25), np.float32).clip(0, 1)
+        return np.asarray(0.5 + 0.5 * np.tanh(0.9 * u) / np.tanh(1.1), np.float32).clip(0, 1)

@@ -7,6 +7,8 @@ to the z axis (the beam) spends inside the body. All lengths are millimetres in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, floor
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +29,12 @@ class Grid:
         """Distance of two pixel centres in mm."""
         return self.field / self.size
 
-    @property
+    @cached_property
     def x(self) -> Array:
         """Pixel centres, shape (1, size)."""
         return ((np.arange(self.size, dtype=np.float32) + 0.5) * self.pitch - self.field / 2)[None, :]
 
-    @property
+    @cached_property
     def y(self) -> Array:
         """Pixel centres, shape (size, 1)."""
         return ((np.arange(self.size, dtype=np.float32) + 0.5) * self.pitch)[:, None]
@@ -45,8 +47,8 @@ class Grid:
         """The pixels that a rectangle in mm touches, as (rows, columns)."""
 
         def span(low: float, high: float) -> slice:
-            first = int(np.clip(np.floor(low / self.pitch), 0, self.size))
-            return slice(first, max(first, int(np.clip(np.ceil(high / self.pitch) + 1, 0, self.size))))
+            first = min(max(floor(low / self.pitch), 0), self.size)
+            return slice(first, max(first, min(ceil(high / self.pitch) + 1, self.size)))
 
         return span(y0, y1), span(x0 + self.field / 2, x1 + self.field / 2)
 
@@ -57,18 +59,39 @@ def chord(q: Array | np.ndarray) -> Array:
 
 
 def ellipsoid(
-    grid: Grid, centre: tuple[float, float], radii: tuple[float, float, float], degrees: float = 0, power: float = 2
+    grid: Grid,
+    centre: tuple[float, float],
+    radii: tuple[float, float, float],
+    degrees: float = 0,
+    power: float = 2,
 ) -> Array:
     """Thickness of an ellipsoid with half axes ``radii`` (x, y, z), turned in the image plane.
 
     ``power`` above 2 makes the outline a superellipse (squarer); the profile along the beam stays circular.
     """
+    out = grid.zeros()
+    add_ellipsoid(out, grid, centre, radii, degrees, power)
+    return out
+
+
+def add_ellipsoid(
+    target: Array,
+    grid: Grid,
+    centre: tuple[float, float],
+    radii: tuple[float, float, float],
+    degrees: float = 0,
+    power: float = 2,
+) -> None:
+    """Add an `ellipsoid` to ``target``, touching only the pixels that it covers."""
     angle = np.deg2rad(degrees)
-    dx, dy = grid.x - np.float32(centre[0]), grid.y - np.float32(centre[1])
-    u = (dx * np.cos(angle) + dy * np.sin(angle)) / radii[0]
-    v = (dy * np.cos(angle) - dx * np.sin(angle)) / radii[1]
-    q = u * u + v * v if power == 2 else np.abs(u) ** power + np.abs(v) ** power
-    return (2 * radii[2] * chord(q)).astype(np.float32)
+    reach = 1.42 * max(radii[:2])
+    box = grid.box(centre[0] - reach, centre[0] + reach, centre[1] - reach, centre[1] + reach)
+    dx, dy = grid.x[:, box[1]] - np.float32(centre[0]), grid.y[box[0]] - np.float32(centre[1])
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    u = (dx * cos + dy * sin) / np.float32(radii[0])
+    v = (dy * cos - dx * sin) / np.float32(radii[1])
+    q = u * u + v * v if power == 2 else np.abs(u) ** np.float32(power) + np.abs(v) ** np.float32(power)
+    target[box] += np.float32(2 * radii[2]) * chord(q)
 
 
 def tube(
@@ -80,39 +103,60 @@ def tube(
     *,
     wall: float = 0,
     core: float = 1,
+    flat_ends: bool = False,
 ) -> None:
     """Draw a bent tube into ``target`` (union: the larger thickness stays).
 
     ``points`` (n, 2) is its axis, ``half_width`` (n,) or a number its half width in the image plane, ``depth`` its
     whole extent along the beam (default: round). With ``wall`` > 0 it is a shell of that thickness, its inside filled
-    to the fraction ``core``: a bone with cortex and spongiosa. A tube thinner than a pixel keeps its cross-section area.
+    to the fraction ``core``: a bone with cortex and spongiosa. Its ends are round unless ``flat_ends``. A tube thinner than a pixel keeps its cross-section area.
     """
     axis = np.asarray(points, np.float64)
     n = len(axis)
     widths = np.broadcast_to(np.asarray(half_width, np.float64), (n,))
     depths = 2 * widths if depth is None else np.broadcast_to(np.asarray(depth, np.float64), (n,))
     least = 0.75 * grid.pitch
+    reach = max(float(widths.max()), least)
+    (x0, y0), (x1, y1) = axis.min(0) - reach, axis.max(0) + reach
+    rows, cols = grid.box(x0, x1, y0, y1)
+    if rows.start >= rows.stop or cols.start >= cols.stop:
+        return
+    # For every pixel the nearest place on the axis, in units of the half width there.
+    shape = (rows.stop - rows.start, cols.stop - cols.start)
+    nearest = np.full(shape, 2, np.float32)
+    width, thickness = np.full(shape, reach, np.float32), np.zeros(shape, np.float32)
     for i in range(n - 1):
         (ax, ay), (bx, by) = axis[i], axis[i + 1]
-        reach = max(widths[i], widths[i + 1], least)
-        rows, cols = grid.box(min(ax, bx) - reach, max(ax, bx) + reach, min(ay, by) - reach, max(ay, by) + reach)
-        if rows.start >= rows.stop or cols.start >= cols.stop:
+        near = max(widths[i], widths[i + 1], least)
+        part = grid.box(min(ax, bx) - near, max(ax, bx) + near, min(ay, by) - near, max(ay, by) + near)
+        if part[0].start >= part[0].stop or part[1].start >= part[1].stop:
             continue
-        dx, dy = grid.x[:, cols] - np.float32(ax), grid.y[rows] - np.float32(ay)
+        local = tuple(
+            slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, (rows, cols), strict=True)
+        )
+        dx, dy = grid.x[:, part[1]] - np.float32(ax), grid.y[part[0]] - np.float32(ay)
         ex, ey = np.float32(bx - ax), np.float32(by - ay)
-        along = np.clip((dx * ex + dy * ey) / max(float(ex * ex + ey * ey), 1e-9), 0, 1)
-        width = np.maximum(widths[i] + along * (widths[i + 1] - widths[i]), 1e-3).astype(np.float32)
-        thickness = (depths[i] + along * (depths[i + 1] - depths[i])).astype(np.float32)
-        thin = np.maximum(width, np.float32(least))
-        thickness *= width / thin
-        distance2 = (dx - along * ex) ** 2 + (dy - along * ey) ** 2
-        profile = chord(distance2 / thin**2)
-        if wall > 0:
-            inner = np.maximum(thin - wall, 1e-3)
-            hollow = np.maximum(1 - 2 * wall / np.maximum(thickness, 2 * wall + 1e-3), 0)
-            profile = profile - (1 - core) * hollow * chord(distance2 / inner**2)
-        view = target[rows, cols]
-        np.maximum(view, thickness * profile, out=view)
+        free = (dx * ex + dy * ey) / max(float(ex * ex + ey * ey), 1e-9)
+        along = np.clip(free, 0, 1)
+        here = np.maximum(widths[i] + along * (widths[i + 1] - widths[i]), 1e-3).astype(np.float32)
+        drawn = np.maximum(here, np.float32(least))
+        q = ((dx - along * ex) ** 2 + (dy - along * ey) ** 2) / drawn**2
+        if flat_ends and i == 0:
+            q = np.where(free < 0, np.float32(2), q)
+        if flat_ends and i == n - 2:
+            q = np.where(free > 1, np.float32(2), q)
+        closer = q < nearest[local]
+        np.copyto(nearest[local], q, where=closer)
+        np.copyto(width[local], drawn, where=closer)
+        deep = (depths[i] + along * (depths[i + 1] - depths[i])) * (here / drawn)
+        np.copyto(thickness[local], deep.astype(np.float32), where=closer)
+    profile = chord(nearest)
+    if wall > 0:
+        inner = np.maximum(1 - wall / width, 1e-3)
+        hollow = np.maximum(1 - 2 * wall / np.maximum(thickness, 2 * wall + 1e-3), 0)
+        profile = profile - (1 - core) * hollow * chord(nearest / inner**2)
+    view = target[rows, cols]
+    np.maximum(view, thickness * profile, out=view)
 
 
 def curve(points: npt.ArrayLike, n: int = 32) -> npt.NDArray[np.float64]:
@@ -124,5 +168,11 @@ def curve(points: npt.ArrayLike, n: int = 32) -> npt.NDArray[np.float64]:
     s = (t - i)[:, None]
     p0, p1, p2, p3 = padded[i], padded[i + 1], padded[i + 2], padded[i + 3]
     return np.asarray(
-        0.5 * (2 * p1 + (p2 - p0) * s + (2 * p0 - 5 * p1 + 4 * p2 - p3) * s**2 + (3 * p1 - p0 - 3 * p2 + p3) * s**3)
+        0.5
+        * (
+            2 * p1
+            + (p2 - p0) * s
+            + (2 * p0 - 5 * p1 + 4 * p2 - p3) * s**2
+            + (3 * p1 - p0 - 3 * p2 + p3) * s**3
+        )
     )
