@@ -291,7 +291,7 @@ class Card(Part):
         path = self._folder / name
         return [
             f"{path}: it refers to external data in {location!r}, which is not a file of this card. External "
-            f"data must lie in the model's folder and stand in [digests]; save the model with its weights inside."
+            f"data must lie in the model's folder and stand in [digests]; save it with its weights inside."
             for location in external_files(path)
             if location not in self.digests
         ]

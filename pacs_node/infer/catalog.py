@@ -12,7 +12,7 @@ from pacs_node.tasks import Task
 
 
 def shipped_models() -> Path:
-    """The folder of the models that come with the node: package data of a wheel, ``onnx_models/`` of a checkout.
+    """The folder of the node's own models: package data of a wheel, ``onnx_models/`` of a checkout.
 
     Raises ModelError if there is neither.
     """

@@ -1,10 +1,11 @@
 """Which other files an ONNX file draws its weights from, read without the onnx package.
 
 An ONNX tensor may say that its bytes lie in another file (``external_data`` in onnx.proto, entries
-``location``, ``offset``, ``length``). Such a file is part of the model and must be covered by the card's digests;
-a location such as ``../../etc/passwd`` must not be read at all. So the locations are found before any runtime opens
-the file: a walk over the protocol buffer's wire format (protobuf.dev/programming-guides/encoding), entering only
-the messages that can lead to a tensor. Weights stored inside are stepped over, never copied.
+``location``, ``offset``, ``length``). Such a file is part of the model and must be covered by the card's
+digests; a location such as ``../../etc/passwd`` must not be read at all. So the locations are found before
+any runtime opens the file: a walk over the protocol buffer's wire format
+(protobuf.dev/programming-guides/encoding), entering only the messages that can lead to a tensor. Weights
+stored inside are stepped over, never copied.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) 
 
 
 def _length_delimited(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Field number, first byte and end of each length-delimited field of the message at data[position:end]."""
+    """Number, first byte and end of each length-delimited field of the message at data[position:end]."""
     while position < end:
         tag, position = _varint(data, position, end)
         number, wire_type = tag >> 3, tag & 7
