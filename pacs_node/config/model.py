@@ -1,0 +1,366 @@
+"""The configuration as it stands in ``pacs-node.yaml``: every key, its meaning, its range and its default.
+
+The descriptions are the reference: ``pacs-node schema`` prints them as a JSON Schema for editors. The models are
+strict (an unknown key is an error) and frozen. Names follow DICOM and Orthanc. Read a file with ``config.load``, which
+gives every problem a line and a remedy; a model built by hand raises pydantic's ValidationError.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import model_validator as validator
+
+from pacs_node.config.consistency import inconsistencies
+from pacs_node.config.types import (
+    AeTitle,
+    DestinationName,
+    Host,
+    LocalPath,
+    Port,
+    RuleName,
+    Scalar,
+    Seconds,
+    Url,
+    Variable,
+    problem,
+)
+from pacs_node.tasks import Task
+
+Provider = Literal["tensorrt", "cuda", "openvino", "cpu"]
+
+
+class Section(BaseModel):
+    """A part of the file: strict, frozen, and known to editors by its descriptions."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=False
+    )
+
+
+class Node(Section):
+    """Who this node is and where it keeps its state."""
+
+    ae_title: AeTitle = Field("PACS_NODE", description="The node's own AE title (Orthanc: DicomAet).")
+    state_dir: LocalPath = Field(
+        Path("/var/lib/pacs-node"),
+        description="Folder of everything received, made and queued; a local disk with room for some days. "
+        "Environment: PACS_NODE_STATE_DIR.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much is logged. Patients' names, IDs and dates of birth never are."
+    )
+    organisation: StrictStr | None = Field(
+        None,
+        max_length=64,
+        description="Institution that runs the node, written to the equipment of results (optional).",
+    )
+
+
+class Caller(Section):
+    """A system that may call the node."""
+
+    ae_title: AeTitle = Field(description="The calling AE title.")
+    host: Host | None = Field(
+        None,
+        description="If given, the call must also come from this address (Orthanc: DicomCheckModalityHost).",
+    )
+
+
+class Timeouts(Section):
+    """How long the receiver waits, in seconds."""
+
+    acse: Seconds = Field(30.0, description="For association messages (request, release).")
+    dimse: Seconds = Field(60.0, description="For the rest of a DIMSE message that has begun.")
+    network: Seconds = Field(
+        60.0,
+        description="For anything at all on an idle association, before it is closed (Orthanc: DicomScpTimeout).",
+    )
+
+
+class Receive(Section):
+    """The DICOM receiver (Storage and Verification SCP)."""
+
+    host: Host = Field(
+        "0.0.0.0",  # noqa: S104  modalities are on the network; the check of callers is what limits them
+        description="Address to listen on; 0.0.0.0 is every IPv4 interface. Environment: PACS_NODE_HOST.",
+    )
+    port: Port = Field(
+        11112,
+        description="TCP port (Orthanc: DicomPort). Ports below 1024 need a privilege. Environment: PACS_NODE_PORT.",
+    )
+    check_called_ae: StrictBool = Field(
+        True, description="Refuse callers that do not call us node.ae_title (Orthanc: DicomCheckCalledAet)."
+    )
+    check_calling_ae: StrictBool = Field(
+        False,
+        description="Refuse callers that are not in receive.callers (Orthanc: DicomAlwaysAllowStore false).",
+    )
+    callers: tuple[Caller, ...] = Field(
+        (), description="The known callers; each an ae_title and, if wanted, a host."
+    )
+    max_associations: StrictInt = Field(
+        100,
+        ge=1,
+        le=1000,
+        description="Associations open at once; more are refused as a transient condition.",
+    )
+    max_pdu: StrictInt = Field(
+        131_072,
+        ge=4096,
+        le=16_777_216,
+        description="Largest PDU that we offer to receive, in bytes (Orthanc: MaximumPduLength).",
+    )
+    timeouts: Timeouts = Field(Timeouts(), description="How long the receiver waits.")
+    min_free_disk_mb: StrictInt = Field(
+        1024,
+        ge=0,
+        description="With less free space on the state folder's disk, new objects are refused (0xA700) and the sender "
+        "tries again.",
+    )
+    max_object_mb: StrictInt = Field(512, ge=1, le=4096, description="Larger objects are refused.")
+
+
+class Limits(Section):
+    """Bounds on what is analysed, so that no input can exhaust the machine."""
+
+    max_pixels: StrictInt = Field(
+        100_000_000,
+        ge=4096,
+        le=2_000_000_000,
+        description="Largest image that is analysed, in rows x columns.",
+    )
+
+
+class Study(Section):
+    """When a study counts as complete."""
+
+    quiet_seconds: float = Field(
+        30.0,
+        ge=0,
+        le=86_400,
+        strict=True,
+        description="The report is made when nothing has come for this study for so long (Orthanc: StableAge), and made "
+        "again, naming its predecessor, when a late image changes it.",
+    )
+
+
+class Models(Section):
+    """Which model does each task. ``default`` is the newest shipped one; ``pacs-node models list`` names them."""
+
+    folders: tuple[LocalPath, ...] = Field(
+        (),
+        description="Folders of further models, searched before the shipped ones. Environment: PACS_NODE_MODELS.",
+    )
+    bone_suppression: StrictStr = Field("default", min_length=1, description="Model for bone suppression.")
+    restoration: StrictStr = Field("default", min_length=1, description="Model for restoration.")
+    anomaly: StrictStr = Field("default", min_length=1, description="Model for anomaly scores.")
+
+    def name_for(self, task: Task) -> str | None:
+        """The configured model of a task; None means the default one."""
+        name: str = getattr(self, task.value)
+        return None if name == "default" else name
+
+
+class Steps(Section):
+    """Sampling steps per task, in place of those on the model's card: fewer are faster, and less faithful."""
+
+    bone_suppression: StrictInt | None = Field(None, ge=1, le=1000, description="Steps of bone suppression.")
+    restoration: StrictInt | None = Field(None, ge=1, le=1000, description="Steps of restoration.")
+
+
+class Infer(Section):
+    """How the models run."""
+
+    providers: tuple[Provider, ...] = Field(
+        ("tensorrt", "cuda", "openvino", "cpu"),
+        min_length=1,
+        description="ONNX Runtime execution providers in order of preference; those not installed are passed over.",
+    )
+    threads: StrictInt = Field(
+        0, ge=0, le=1024, description="Processor threads of a model; 0 is one per core."
+    )
+    steps: Steps = Field(Steps(), description="Sampling steps, where they differ from the model's card.")
+
+
+class DicomDestination(Section):
+    """A DICOM destination, reached by C-STORE."""
+
+    type: Literal["dicom"] = Field(description="C-STORE to an AE.")
+    ae_title: AeTitle = Field(description="AE title of the destination (called AE).")
+    host: Host = Field(description="Its host name or address.")
+    port: Port = Field(description="Its port.")
+    calling_ae_title: AeTitle | None = Field(
+        None, description="AE title that we call with, if not node.ae_title (Orthanc: LocalAet)."
+    )
+    timeout: Seconds = Field(30.0, description="Seconds to wait for it (Orthanc: DicomScuTimeout).")
+
+
+class StowDestination(Section):
+    """A DICOMweb destination, reached by STOW-RS."""
+
+    type: Literal["stow"] = Field(description="STOW-RS to a DICOMweb server.")
+    url: Url = Field(description="Address of the DICOMweb service, such as https://pacs.local/dicom-web.")
+    username: StrictStr | None = Field(None, description="User name for HTTP Basic authentication.")
+    password_env: Variable | None = Field(
+        None,
+        description="Environment variable with the password; the secret itself never stands in this file.",
+    )
+    token_env: Variable | None = Field(None, description="Environment variable with a bearer token.")
+    timeout: Seconds = Field(60.0, description="Seconds to wait for the server.")
+    verify: StrictBool | LocalPath = Field(
+        True,
+        description="Check the server's certificate: true, false, or the file of the certificate authority.",
+    )
+
+
+class FolderDestination(Section):
+    """A folder that results are written to."""
+
+    type: Literal["folder"] = Field(description="Write files to a folder.")
+    path: LocalPath = Field(description="The folder; it is made if its parent exists.")
+
+
+Destination = Annotated[DicomDestination | StowDestination | FolderDestination, Field(discriminator="type")]
+
+
+def _shorthand(value: Any) -> Any:
+    """A scalar means equals, a list means one_of."""
+    if isinstance(value, Condition | dict):
+        return value
+    if isinstance(value, list | tuple):
+        return {"one_of": value}
+    if isinstance(value, str | int | float):
+        return {"equals": value}
+    raise problem(
+        "there is no value to compare with",
+        "Give a value, a list, or one of equals, one_of, pattern, range, present, not",
+    )
+
+
+class Condition(Section):
+    """What an attribute's value must be; where several operators are given, all must hold.
+
+    An absent or empty attribute fulfils only ``present: false`` and ``not``. A multi-valued one matches if any of its
+    values does.
+    """
+
+    equals: Scalar | None = Field(None, description="Equal to this value.")
+    one_of: Annotated[tuple[Scalar, ...], Field(min_length=1)] | None = Field(
+        None, description="Equal to one of these values."
+    )
+    pattern: StrictStr | None = Field(
+        None,
+        min_length=1,
+        max_length=500,
+        description="A Python regular expression found anywhere in the value; ^ and $ anchor it, (?i) ignores case.",
+    )
+    range: tuple[Scalar | None, Scalar | None] | None = Field(
+        None,
+        description="From the first to the second value, both included; null leaves a side open. For numbers, ages in "
+        "years, dates and times.",
+    )
+    present: StrictBool | None = Field(None, description="true: there with a value. false: absent or empty.")
+    not_: Annotated[Condition, BeforeValidator(_shorthand)] | None = Field(
+        None, alias="not", description="The opposite of this condition: a value, a list or operators."
+    )
+
+    @validator(mode="after")
+    def _says_something(self) -> Self:
+        if all(getattr(self, name) is None for name in type(self).model_fields):
+            raise problem(
+                "the condition says nothing", "Use one of equals, one_of, pattern, range, present, not"
+            )
+        return self
+
+
+When = Annotated[Condition, BeforeValidator(_shorthand)]
+
+
+class Rule(Section):
+    """What is done with an object. The first rule whose conditions all hold is the one that fires."""
+
+    name: RuleName = Field(description="The rule's name, as explain and the logs give it; unique.")
+    when: dict[StrictStr, When] = Field(
+        default_factory=dict,
+        description="Conditions, all of which must hold: a DICOM keyword (such as BodyPartExamined), calling_ae or "
+        "called_ae, and a value, a list of values, or operators. Without any, the rule matches every object.",
+    )
+    tasks: tuple[Task, ...] = Field(
+        (), description="What to make of it: bone_suppression, restoration, anomaly. None: only forward."
+    )
+    destinations: tuple[StrictStr, ...] = Field(
+        (), description="Where results (and the original, if forwarded) go; names from destinations."
+    )
+    forward_original: StrictBool = Field(
+        False,
+        description="Send the received object on too, unchanged. The node's own results coming back are kept and never "
+        "sent on.",
+    )
+
+
+class Retry(Section):
+    """When a delivery that failed is tried again: the wait doubles from first_seconds up to max_seconds."""
+
+    first_seconds: Seconds = Field(5.0, description="The first wait.")
+    max_seconds: Seconds = Field(600.0, description="The longest wait.")
+    attempts: StrictInt = Field(
+        600,
+        ge=1,
+        le=1_000_000,
+        description="Attempts before a delivery is given up as a dead letter (600 is about four days).",
+    )
+
+
+class Deliver(Section):
+    """Delivery of results and originals."""
+
+    retry: Retry = Field(Retry(), description="When a failed delivery is tried again.")
+
+
+class Engine(Section):
+    """The durable queue."""
+
+    database: StrictStr | None = Field(
+        None,
+        min_length=1,
+        description="postgresql://… to keep jobs there; null is an SQLite file in node.state_dir. "
+        "Environment: PACS_NODE_DATABASE.",
+    )
+
+
+class Retention(Section):
+    """How long finished objects stay on this node."""
+
+    days: StrictInt = Field(
+        7, ge=1, le=3650, description="Days that an object and its results stay after all is delivered."
+    )
+
+
+class Config(Section):
+    """The configuration of a pacs-node."""
+
+    node: Node = Field(Node(), description="Who this node is and where it keeps its state.")
+    receive: Receive = Field(Receive(), description="The DICOM receiver.")
+    limits: Limits = Field(Limits(), description="Bounds on what is analysed.")
+    study: Study = Field(Study(), description="When a study counts as complete.")
+    models: Models = Field(Models(), description="Which model does each task.")
+    infer: Infer = Field(Infer(), description="How the models run.")
+    destinations: dict[DestinationName, Destination] = Field(
+        default_factory=dict, description="Named places that results are sent to."
+    )
+    rules: tuple[Rule, ...] = Field(
+        (),
+        description="What is done with which object; the first that matches fires. None: objects are only kept.",
+    )
+    deliver: Deliver = Field(Deliver(), description="Delivery of results and originals.")
+    engine: Engine = Field(Engine(), description="The durable queue.")
+    retention: Retention = Field(Retention(), description="How long finished objects stay on this node.")
+
+    @validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        for found in inconsistencies(self.model_dump(by_alias=True)):
+            raise problem(f"{'.'.join(map(str, found.where))}: {found.message}", found.remedy)
+        return self
