@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pacs_node.config.model import Caller, ReceiveConfig
+    from pacs_node.config.model import Caller, Receive
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def congested(reason: str) -> Rejection:
 
 
 def admit(
-    receive: ReceiveConfig, own_ae: str, called_ae: str, calling_ae: str, address: str, associations: int
+    receive: Receive, own_ae: str, called_ae: str, calling_ae: str, address: str, associations: int
 ) -> Rejection | None:
     """Whether a request is accepted (None) or how it is rejected.
 

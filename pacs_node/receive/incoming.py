@@ -11,6 +11,7 @@ from pathlib import Path
 from pydicom import config
 from pydicom.dataelem import DataElement
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 
 from pacs_node.files import fsync_folder
@@ -40,7 +41,7 @@ class Incoming:
         try:
             self._file = path.open("xb", buffering=_BUFFER)
             self._file.write(b"\0" * 128 + b"DICM")
-            write_file_meta_info(self._file, _file_meta(identity, calling_ae), enforce_standard=False)
+            self._file.write(_file_meta(identity, calling_ae))
         except BaseException:
             self.discard()
             raise
@@ -82,7 +83,7 @@ class Incoming:
         shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
-def _file_meta(identity: Identity, calling_ae: str) -> FileMetaDataset:
+def _file_meta(identity: Identity, calling_ae: str) -> bytes:
     """File meta information (PS3.10 7.1) with the UIDs as received: a wrong one is kept, not judged here."""
     meta = FileMetaDataset()
     for tag, vr, value in (
@@ -96,4 +97,6 @@ def _file_meta(identity: Identity, calling_ae: str) -> FileMetaDataset:
         (0x00020016, "AE", calling_ae),
     ):
         meta[tag] = DataElement(tag, vr, value, validation_mode=config.IGNORE)
-    return meta
+    buffer = DicomBytesIO()
+    write_file_meta_info(buffer, meta, enforce_standard=False)
+    return buffer.getvalue()

@@ -154,7 +154,7 @@ class Spool:
 
     def _holds(self, key: str, sha256: str) -> bool:
         try:
-            same = self.metadata(key)["sha256"] == sha256
+            same = bool(self.metadata(key)["sha256"] == sha256)
         except KeyError:
             return False
         if same:

@@ -90,11 +90,12 @@ class SpoolingProvider(DIMSEServiceProvider):  # type: ignore[misc]
         self._open = open_incoming
 
     def receive_primitive(self, primitive: Any) -> None:
-        if self.message is None:
-            self.message = DIMSEMessage()
-            self.message.data_set = ArrivingDataSet(self.message, self.assoc, self._open)
+        message: Any = self.message
+        if message is None:
+            message = self.message = DIMSEMessage()
+            message.data_set = ArrivingDataSet(message, self.assoc, self._open)
         if (
-            self.message.encoded_command_set.tell() > MAX_COMMAND_SET
+            message.encoded_command_set.tell() > MAX_COMMAND_SET
             or self.msg_queue.qsize() > MAX_WAITING_REQUESTS
         ):
             log.error("%s: oversized command set or too many requests in line: aborting", peer(self.assoc))
@@ -104,8 +105,9 @@ class SpoolingProvider(DIMSEServiceProvider):  # type: ignore[misc]
 
     def discard(self) -> None:
         """Remove the part of an object that has arrived when the association ends in the middle of it."""
-        if self.message is not None and isinstance(self.message.data_set, ArrivingDataSet):
-            self.message.data_set.discard()
+        data_set = getattr(self.message, "data_set", None)
+        if isinstance(data_set, ArrivingDataSet):
+            data_set.discard()
 
 
 class Handler(RequestHandler):  # type: ignore[misc]
@@ -113,9 +115,8 @@ class Handler(RequestHandler):  # type: ignore[misc]
 
     def _create_association(self) -> Any:
         association: Association = super()._create_association()
-        timeout = self.ae.network_timeout
         # Without it, a sender that stops in the middle of a PDU holds its thread for ever.
-        self.request.settimeout(timeout)
+        self.request.settimeout(self.ae.dimse_timeout)
         wrapped: AssociationSocket = association.dul.socket
         wrapped.recv = partial(_receive, wrapped, max(MAX_ASSOCIATE_PDU, 2 * self.ae.maximum_pdu_size))
         association.dimse = SpoolingProvider(association, self.server.open_incoming)

@@ -1,0 +1,227 @@
+"""A DICOM node as destination: the Storage SCU (PS3.4 annex B) and the Verification SCU (annex A).
+
+Objects go out in the bytes they lie in. For each SOP class and transfer syntax among the files one
+presentation context proposes exactly that; a second one proposes the uncompressed syntaxes, for a destination
+that refuses the first. Then, and only then, the object is decoded and sent in Explicit (or Implicit) VR
+Little Endian, with the same pixel values.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydicom
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, _config, evt
+from pynetdicom.presentation import PresentationContext, build_context
+
+from pacs_node.deliver import Report, silent
+from pacs_node.deliver.failures import Failure, Failures, is_warning, meaning
+from pacs_node.deliver.objects import FileToSend, NotSendableError, read_file
+from pacs_node.errors import DeliveryError
+from pacs_node.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+if TYPE_CHECKING:
+    from pacs_node.config.model import DicomDestination as DicomSettings
+
+log = logging.getLogger(__name__)
+
+_config.LOG_HANDLER_LEVEL = "none"
+# A path is then sent as the bytes that it holds, read piece by piece, instead of being decoded and encoded
+# again.
+_config.STORE_SEND_CHUNKED_DATASET = True
+
+VERIFICATION = "1.2.840.10008.1.1"
+UNCOMPRESSED = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+
+#: What we accept to be sent; what we send is bounded by the destination's own maximum.
+_MAX_PDU = 131072
+#: An answer may take the configured time, and longer for a large object: at least this rate is expected
+#: (bytes/s).
+_SLOWEST = 250_000
+#: PS3.8 table 9-11: identifiers are odd and fit a byte.
+_MAX_CONTEXTS = 128
+
+
+class DicomDestination:
+    """Delivers by C-STORE, all files of a call over one association."""
+
+    def __init__(self, name: str, settings: DicomSettings, ae_title: str) -> None:
+        self.name = name
+        self._settings = settings
+        self._calling = settings.calling_ae_title or ae_title
+
+    def echo(self) -> str:
+        with self._association([build_context(VERIFICATION, list(UNCOMPRESSED))]) as association:
+            if not association.accepted_contexts:
+                raise DeliveryError(self.name, "associates, but does not offer Verification", transient=False)
+            status = association.send_c_echo().get("Status")
+        if status is None:
+            raise DeliveryError(self.name, f"no answer to C-ECHO within {self._settings.timeout} s")
+        if status != 0:
+            words, transient = meaning(status)
+            raise DeliveryError(self.name, f"C-ECHO was answered {words}", transient=transient)
+        return f"{self._settings.ae_title} at {self._settings.host}:{self._settings.port} answers C-ECHO"
+
+    def send(self, paths: Sequence[Path], report: Report = silent) -> None:
+        failures = Failures(self.name, report)
+        for batch in _batches(paths, failures):
+            contexts = [build_context(sop_class, list(syntaxes)) for sop_class, syntaxes in _proposals(batch)]
+            with self._association(contexts) as association:
+                for file in batch:
+                    failure = self._store(association, file)
+                    if failure is None:
+                        failures.taken(file.path)
+                    else:
+                        failures.add(file.path, failure)
+        failures.raise_if_any()
+
+    def _store(self, association: Any, file: FileToSend) -> Failure | None:
+        """Send one file; what went wrong."""
+        uid = file.sop_instance_uid
+        if not association.is_established:
+            return Failure(uid, "not sent: the association was lost", transient=True)
+        accepted = {
+            context.transfer_syntax[0]
+            for context in association.accepted_contexts
+            if context.abstract_syntax == file.sop_class_uid
+        }
+        association.dimse_timeout = self._settings.timeout + file.size / _SLOWEST
+        try:
+            if file.transfer_syntax_uid in accepted:
+                status = association.send_c_store(file.path)
+            elif accepted & set(UNCOMPRESSED):
+                log.info(
+                    "%s does not take %s in %s: sent decoded, with the same pixel values",
+                    self.name,
+                    uid,
+                    UID(file.transfer_syntax_uid).name,
+                )
+                status = association.send_c_store(_decoded(file))
+            else:
+                return Failure(uid, self._refusal(file), transient=False)
+        except NotSendableError as error:
+            return Failure(uid, str(error), transient=False)
+        except (OSError, RuntimeError) as error:
+            return Failure(uid, f"not sent: {error}", transient=True)
+        return self._judge(uid, status)
+
+    def _judge(self, uid: str, status: Any) -> Failure | None:
+        code = status.get("Status")
+        if code is None:
+            return Failure(uid, "no answer to C-STORE: timed out or aborted", transient=True)
+        comment = str(status.get("ErrorComment") or "")
+        if code == 0:
+            return None
+        if is_warning(code):
+            log.warning("%s took %s with warning 0x%04X %s", self.name, uid, code, comment)
+            return None
+        words, transient = meaning(code)
+        return Failure(uid, f"{words} ({comment})" if comment else words, transient)
+
+    def _refusal(self, file: FileToSend) -> str:
+        return (
+            f"{self._settings.ae_title} accepts neither {UID(file.transfer_syntax_uid).name} nor an "
+            f"uncompressed transfer syntax for {UID(file.sop_class_uid).name}. "
+            "Allow this SOP class there, or send another kind"
+        )
+
+    @contextmanager
+    def _association(self, contexts: Sequence[PresentationContext]) -> Iterator[Any]:
+        """An association with the destination, released in the end. Raises DeliveryError if there is none."""
+        settings = self._settings
+        ae = AE(ae_title=self._calling)
+        ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        ae.maximum_pdu_size = _MAX_PDU
+        ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = settings.timeout
+        ae.network_timeout = None  # the timeouts of each request bound the waiting
+        connected: list[Any] = []
+        try:
+            association = ae.associate(
+                settings.host,
+                settings.port,
+                contexts=list(contexts),
+                ae_title=settings.ae_title,
+                max_pdu=_MAX_PDU,
+                evt_handlers=[(evt.EVT_CONN_OPEN, connected.append)],
+            )
+        except OSError as error:
+            raise DeliveryError(self.name, f"{settings.host}: {error.strerror or error}") from error
+        if not association.is_established:
+            raise self._unestablished(association, bool(connected))
+        try:
+            yield association
+        finally:
+            if association.is_established:
+                association.release()
+
+    def _unestablished(self, association: Any, connected: bool) -> DeliveryError:
+        place = f"{self._settings.ae_title} at {self._settings.host}:{self._settings.port}"
+        if association.is_rejected:
+            answer = association.acceptor.primitive
+            # Only an AE title that one side has wrong stays wrong; "no reason given" is what a busy node
+            # says.
+            title = answer.result_source == 1 and answer.diagnostic in (3, 7)
+            remedy = {
+                3: f". Enter {self._calling} as a known node at the destination",
+                7: ". Correct the destination's ae_title",
+            }.get(answer.diagnostic if title else 0, "")
+            reason = f"{place} rejects the association: {answer.reason_str}{remedy}"
+            return DeliveryError(self.name, reason, transient=not title)
+        if connected:
+            return DeliveryError(self.name, f"{place} connects, but no association comes about")
+        return DeliveryError(
+            self.name, f"no connection to {place}: nothing listens, or a firewall is between"
+        )
+
+
+def _batches(paths: Sequence[Path], failures: Failures) -> Iterator[list[FileToSend]]:
+    """The files that can be sent, in groups whose proposals fit one association; the others are failures."""
+    batch: list[FileToSend] = []
+    for path in paths:
+        try:
+            file = read_file(path)
+        except NotSendableError as error:
+            failures.add(path, Failure(path.name, str(error), transient=False))
+        except OSError as error:
+            failures.add(path, Failure(path.name, error.strerror or str(error), transient=True))
+        else:
+            if len(_proposals([*batch, file])) > _MAX_CONTEXTS:
+                yield batch
+                batch = []
+            batch.append(file)
+    if batch:
+        yield batch
+
+
+def _proposals(files: Sequence[FileToSend]) -> list[tuple[str, tuple[str, ...]]]:
+    """Presentation contexts as (SOP class, transfer syntaxes): each file as it is, then uncompressed."""
+    found: dict[tuple[str, tuple[str, ...]], None] = {}
+    for file in files:
+        found[file.sop_class_uid, (file.transfer_syntax_uid,)] = None
+        others = tuple(syntax for syntax in UNCOMPRESSED if syntax != file.transfer_syntax_uid)
+        found[file.sop_class_uid, others] = None
+    return list(found)
+
+
+def _decoded(file: FileToSend) -> pydicom.Dataset:
+    """The object with native pixel data in Explicit VR Little Endian, the same object with the same UIDs."""
+    try:
+        dataset = pydicom.dcmread(file.path)
+        if UID(file.transfer_syntax_uid).is_encapsulated:
+            dataset.decompress(as_rgb=False, generate_instance_uid=False)
+        elif file.transfer_syntax_uid != str(ImplicitVRLittleEndian):
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    except OSError:
+        raise
+    # The decoders raise whatever a broken code stream provokes; none of it goes away by trying again.
+    except Exception as error:
+        raise NotSendableError(
+            f"the destination takes it only uncompressed, and it does not decode: {error}"
+        ) from error
+    return dataset
