@@ -90,7 +90,7 @@ class SpoolingProvider(DIMSEServiceProvider):  # type: ignore[misc]
         self._open = open_incoming
 
     def receive_primitive(self, primitive: Any) -> None:
-        message: Any = self.message
+        message: Any = getattr(self, "message", None)
         if message is None:
             message = self.message = DIMSEMessage()
             message.data_set = ArrivingDataSet(message, self.assoc, self._open)
