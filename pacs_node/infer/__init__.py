@@ -7,6 +7,7 @@ result = model(image, conditions, seed=0)
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
@@ -37,6 +38,8 @@ __all__ = [
     "shipped_models",
 ]
 
+log = logging.getLogger(__name__)
+
 _loaded: dict[tuple[str, str, Settings], Model] = {}
 _lock = threading.Lock()
 
@@ -61,5 +64,8 @@ def load(card: Card, settings: Settings | None = None) -> Model:
                 Task.RESTORATION: Restoration,
                 Task.ANOMALY: Anomaly,
             }
-            _loaded[key] = kinds[card.task](card, settings)
+            model = kinds[card.task](card, settings)
+            for warning in dict.fromkeys(w for s in model.sessions for w in s.choice.warnings):
+                log.warning("%s: %s; it runs on %s", card.name, warning, model.sessions[0].choice.provider)
+            _loaded[key] = model
         return _loaded[key]

@@ -49,6 +49,7 @@ class Anomaly:
         self.card, self.settings, self._part = card, settings, card.anomaly
         graph = CONTRACT[Task.ANOMALY]["model"]
         self._model = open_session(card.path("model"), graph, card.input.size, settings, exact=True)
+        self.sessions = (self._model,)
 
     def __call__(
         self, image: Array, conditions: Conditions, seed: int = 0, progress: Progress | None = None
@@ -88,6 +89,6 @@ class Anomaly:
                     "view": conditions.view,
                 },
             }
-            | run_parameters(self.card, (self._model,), self.settings),
+            | run_parameters(self.card, self.sessions, self.settings),
             seconds=time.perf_counter() - started,
         )

@@ -30,10 +30,11 @@ class BoneSuppression:
     def __init__(self, card: Card, settings: Settings) -> None:
         self.card, self.settings = card, settings
         graphs = CONTRACT[Task.BONE_SUPPRESSION]
-        self._encoder, self._denoiser, self._decoder = (
+        self.sessions = tuple(
             open_session(card.path(role), graphs[role], card.input.size, settings)
             for role in ("encoder", "denoiser", "decoder")
         )
+        self._encoder, self._denoiser, self._decoder = self.sessions
         self._diffusion = Diffusion(card, self._denoiser, settings)
 
     def __call__(
@@ -58,10 +59,10 @@ class BoneSuppression:
         bone = frame.to_native(decode_difference(with_bone - without_bone, self.card))
         result = np.clip(image - bone, 0.0, 1.0)
         count()
-        sessions = (self._encoder, self._decoder, self._denoiser)
         return ImageResult(
             image=result,
             bone=image - result,
-            parameters=self._diffusion.parameters(seed) | run_parameters(self.card, sessions, self.settings),
+            parameters=self._diffusion.parameters(seed)
+            | run_parameters(self.card, self.sessions, self.settings),
             seconds=time.perf_counter() - started,
         )

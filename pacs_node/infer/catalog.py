@@ -37,8 +37,8 @@ def scan(folders: Sequence[Path]) -> tuple[list[Card], list[str]]:
             )
             continue
         for candidate in sorted(folder.iterdir()):
-            # Hidden folders are models on their way in (models add) or a user's own business.
-            if not candidate.is_dir() or candidate.name.startswith((".", "__")):
+            # A hidden folder is a model on its way in (models add); others may be anything (lost+found).
+            if candidate.name.startswith(".") or not _holds_model(candidate):
                 continue
             try:
                 card = read_card(candidate)
@@ -53,6 +53,10 @@ def scan(folders: Sequence[Path]) -> tuple[list[Card], list[str]]:
                 continue
             cards.append(card)
     return cards, problems
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / CARD).exists() or (folder.is_dir() and any(folder.glob("*.onnx")))
 
 
 class Catalog:

@@ -9,21 +9,22 @@ result.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pacs_node.errors import ModelError
 from pacs_node.infer.contract import Graph
+from pacs_node.tasks import Task
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from pacs_node.config.model import Infer
 
 Precision = Literal["f32", "bf16"]
 
@@ -51,6 +52,15 @@ class Settings:
     threads: int = 0
     precision: Literal["auto", "f32", "bf16"] = "auto"
     steps: int | None = None
+
+    @classmethod
+    def configured(cls, infer: Infer, task: Task) -> Settings:
+        """What the configuration says for one task; its default order is not one that was asked for."""
+        return cls(
+            providers=tuple(infer.providers) if "providers" in infer.model_fields_set else None,
+            threads=infer.threads,
+            steps=getattr(infer.steps, task, None),
+        )
 
 
 @dataclass(frozen=True)
@@ -162,9 +172,9 @@ class Session:
         for name, value in outputs.items():
             if not np.isfinite(value).all():
                 raise ModelError(
-                    f"{self.path}: the output {name!r} holds values that are not finite numbers. The model "
-                    f"does not bear this image, or not {self.choice.precision} on {self.choice.provider}; try "
-                    "infer.precision: f32, or another model."
+                    f"{self.path}: the output {name!r} holds values that are not finite, computed in "
+                    f"{self.choice.precision} by {self.choice.provider}. Try infer.providers: [cpu], or "
+                    "another model."
                 )
         return outputs
 
@@ -199,8 +209,6 @@ def open_session(path: Path, graph: Graph, size: int, settings: Settings, *, exa
             )
             continue
         warnings = (*choice.warnings, *failures)
-        for warning in warnings:
-            log.warning("%s: %s; running on %s", path.parent.name, warning, choice.provider)
         if problems := _compare(runtime, graph, size):
             raise ModelError(
                 "\n".join(f"{path}: {p} Export the model again, or correct its card." for p in problems)

@@ -30,6 +30,7 @@ class Restoration:
         self.card, self.settings = card, settings
         graph = CONTRACT[Task.RESTORATION]["denoiser"]
         self._denoiser = open_session(card.path("denoiser"), graph, card.input.size, settings)
+        self.sessions = (self._denoiser,)
         self._diffusion = Diffusion(card, self._denoiser, settings)
 
     def __call__(
@@ -52,6 +53,6 @@ class Restoration:
             image=result,
             bone=None,
             parameters=self._diffusion.parameters(seed)
-            | run_parameters(self.card, (self._denoiser,), self.settings),
+            | run_parameters(self.card, self.sessions, self.settings),
             seconds=time.perf_counter() - started,
         )
