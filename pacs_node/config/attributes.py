@@ -1,8 +1,8 @@
 """The values that rules compare: how a DICOM attribute's value, and the value in a rule, become comparable.
 
-Every attribute is of one Kind by its value representation (PS3.5 section 6.2). Text is compared without its padding;
-CS and PN without regard to case (a CS has only upper case, so case carries no meaning there). Ages become years, dates
-days, times seconds, so that a range is a range of numbers.
+Every attribute is of one Kind by its value representation (PS3.5 section 6.2). Text is compared without its
+padding; CS and PN without regard to case (a CS has only upper case, so case carries no meaning there). Ages
+become years, dates days, times seconds, so that a range is a range of numbers.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from datetime import date
 from enum import Enum
 from functools import cache
 
+from pydicom._uid_dict import UID_dictionary
 from pydicom.datadict import dictionary_VM, dictionary_VR, keyword_dict, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pydicom.uid import UID_dictionary
 
 MAX_VALUES = 100  # values of one attribute that are looked at
 MAX_LENGTH = 1024  # characters of one value that are looked at (bounds the work of a pattern)
@@ -41,13 +41,17 @@ _KINDS = (
     | dict.fromkeys(("DS", "IS", "US", "SS", "UL", "SL", "UV", "SV", "FL", "FD"), Kind.NUMBER)
     | {"AS": Kind.AGE, "DA": Kind.DATE, "DT": Kind.DATE, "TM": Kind.TIME}
 )
+# What pydicom raises for a value that is not of the form of its value representation
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NotImplementedError)
 _DAYS_PER_AGE_UNIT = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 _UID_OF_KEYWORD = {entry[4]: uid for uid, entry in UID_dictionary.items() if entry[4]}
 
 
 @cache
 def kind_of(key: str) -> Kind | None:
-    """The Kind of a rule's key; None if it is no attribute, or one that rules cannot compare (sequence, binary)."""
+    """The Kind of a rule's key; None if it is no attribute, or one without comparable values (sequence,
+    binary).
+    """
     if key in ASSOCIATION:
         return Kind.TEXT
     tag = tag_for_keyword(key)
@@ -139,14 +143,20 @@ def comparable(key: str, value: object) -> str | float:
 
 
 def texts(key: str, header: Dataset) -> list[str]:
-    """The attribute's values as text without padding, the empty ones left out; for patterns and to be shown."""
+    """The attribute's values as text without padding, empty ones left out; for patterns and to be shown."""
     return list(_texts(key, header))
 
 
 def _texts(key: str, header: Dataset) -> Iterator[str]:
     if key not in header:
         return
-    value = header[key].value
+    try:
+        value = header[key].value
+    except _UNREADABLE:
+        # Not even of the form of its value representation: what bytes there are, as text
+        raw = header.get_item(key)
+        content = getattr(raw, "value", None)
+        value = content.decode("latin-1").split("\\") if isinstance(content, bytes) else None
     values = value if isinstance(value, MultiValue | list | tuple) else [value]
     for one in list(values)[:MAX_VALUES]:
         # A DS or IS keeps the text it was read from

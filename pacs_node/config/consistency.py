@@ -1,7 +1,7 @@
-"""What one part of a configuration demands of another: names that must exist, values that fit their attribute.
+"""What one part of a configuration demands of another: names that exist, values that fit their attribute.
 
-Works on the plain tree of the file, and passes over parts of the wrong shape (they are the model's to report), so that
-one run finds every problem.
+Works on the plain tree of the file, and passes over parts of the wrong shape (they are the model's to
+report), so that one run finds every problem.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def locate(option: Path | None = None, environ: Mapping[str, str] | None = None)
                 None,
                 "(whole file)",
                 "",
-                f"there is no configuration: neither --config nor PACS_NODE_CONFIG is given, and {LOCAL_FILE} and "
-                f"{SYSTEM_FILE} do not exist",
+                "there is no configuration: neither --config nor PACS_NODE_CONFIG is given, and "
+                f"{LOCAL_FILE} and {SYSTEM_FILE} do not exist",
                 "Write one from the example: pacs-node check --example > pacs-node.yaml",
             )
         ]
@@ -165,6 +165,8 @@ def _problem(source: Source, where: Where, details: ErrorDetails) -> Iterator[Pr
             yield source.problem(where, *_one_of(value, _choices(details["loc"])))
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             yield source.problem(where, *_bounds(details["loc"], field))
+        case "too_short" if isinstance(value, list) and value:
+            pass  # its entries are wrong, which is told of each
         case "string_too_short" | "too_short":
             yield source.problem(
                 where, "there is nothing in it", f"Give a value, or leave the key out{field}"

@@ -1,8 +1,9 @@
 """The configuration as it stands in ``pacs-node.yaml``: every key, its meaning, its range and its default.
 
-The descriptions are the reference: ``pacs-node schema`` prints them as a JSON Schema for editors. The models are
-strict (an unknown key is an error) and frozen. Names follow DICOM and Orthanc. Read a file with ``config.load``, which
-gives every problem a line and a remedy; a model built by hand raises pydantic's ValidationError.
+The descriptions are the reference: ``pacs-node schema`` prints them as a JSON Schema for editors. The models
+are strict (an unknown key is an error) and frozen. Names follow DICOM and Orthanc. Read a file with
+``config.load``, which gives every problem a line and a remedy; a model built by hand raises pydantic's
+ValidationError.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import model_validator as validator
 from pacs_node.config.consistency import inconsistencies
 from pacs_node.config.types import (
     AeTitle,
+    DatabaseUrl,
     DestinationName,
     Host,
     LocalPath,
@@ -76,7 +78,8 @@ class Timeouts(Section):
     dimse: Seconds = Field(60.0, description="For the rest of a DIMSE message that has begun.")
     network: Seconds = Field(
         60.0,
-        description="For anything at all on an idle association, before it is closed (Orthanc: DicomScpTimeout).",
+        description="For anything at all on an idle association, before it is closed "
+        "(Orthanc: DicomScpTimeout).",
     )
 
 
@@ -89,7 +92,8 @@ class Receive(Section):
     )
     port: Port = Field(
         11112,
-        description="TCP port (Orthanc: DicomPort). Ports below 1024 need a privilege. Environment: PACS_NODE_PORT.",
+        description="TCP port (Orthanc: DicomPort); below 1024 it needs a privilege. Environment: "
+        "PACS_NODE_PORT.",
     )
     check_called_ae: StrictBool = Field(
         True, description="Refuse callers that do not call us node.ae_title (Orthanc: DicomCheckCalledAet)."
@@ -117,8 +121,9 @@ class Receive(Section):
     min_free_disk_mb: StrictInt = Field(
         1024,
         ge=0,
-        description="With less free space on the state folder's disk, new objects are refused (0xA700) and the sender "
-        "tries again.",
+        description="With less free space on the state folder's disk, new objects are refused (0xA700), so "
+        "that "
+        "the sender tries again.",
     )
     max_object_mb: StrictInt = Field(512, ge=1, le=4096, description="Larger objects are refused.")
 
@@ -142,17 +147,18 @@ class Study(Section):
         ge=0,
         le=86_400,
         strict=True,
-        description="The report is made when nothing has come for this study for so long (Orthanc: StableAge), and made "
-        "again, naming its predecessor, when a late image changes it.",
+        description="The report is made when nothing has come for this study for so long (Orthanc: "
+        "StableAge). "
+        "It is made again, naming its predecessor, when a late image changes it.",
     )
 
 
 class Models(Section):
-    """Which model does each task. ``default`` is the newest shipped one; ``pacs-node models list`` names them."""
+    """Which model does each task. ``default`` is the only or the shipped one (``pacs-node models list``)."""
 
     folders: tuple[LocalPath, ...] = Field(
         (),
-        description="Folders of further models, searched before the shipped ones. Environment: PACS_NODE_MODELS.",
+        description="Folders of further models, beside the shipped ones. Environment: PACS_NODE_MODELS.",
     )
     bone_suppression: StrictStr = Field("default", min_length=1, description="Model for bone suppression.")
     restoration: StrictStr = Field("default", min_length=1, description="Model for restoration.")
@@ -175,12 +181,18 @@ class Infer(Section):
     """How the models run."""
 
     providers: tuple[Provider, ...] = Field(
-        ("tensorrt", "cuda", "openvino", "cpu"),
+        ("cuda", "openvino", "cpu"),
         min_length=1,
-        description="ONNX Runtime execution providers in order of preference; those not installed are passed over.",
+        description="ONNX Runtime execution providers in order of preference; if not given, the fastest "
+        "that is there.",
     )
     threads: StrictInt = Field(
         0, ge=0, le=1024, description="Processor threads of a model; 0 is one per core."
+    )
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        "auto",
+        description="auto: 16 bit (bf16) arithmetic for image models where the processor has it natively; "
+        "f32: never; bf16: always.",
     )
     steps: Steps = Field(Steps(), description="Sampling steps, where they differ from the model's card.")
 
@@ -243,8 +255,8 @@ def _shorthand(value: Any) -> Any:
 class Condition(Section):
     """What an attribute's value must be; where several operators are given, all must hold.
 
-    An absent or empty attribute fulfils only ``present: false`` and ``not``. A multi-valued one matches if any of its
-    values does.
+    An absent or empty attribute fulfils only ``present: false`` and ``not``. A multi-valued one matches if
+    any of its values does.
     """
 
     equals: Scalar | None = Field(None, description="Equal to this value.")
@@ -255,12 +267,14 @@ class Condition(Section):
         None,
         min_length=1,
         max_length=500,
-        description="A Python regular expression found anywhere in the value; ^ and $ anchor it, (?i) ignores case.",
+        description="A Python regular expression, found anywhere in the value; (?i) at its start ignores "
+        "case.",
     )
     range: tuple[Scalar | None, Scalar | None] | None = Field(
         None,
-        description="From the first to the second value, both included; null leaves a side open. For numbers, ages in "
-        "years, dates and times.",
+        description="From the first to the second value, both included; null leaves a side open. For "
+        "numbers, "
+        "ages in years, dates and times.",
     )
     present: StrictBool | None = Field(None, description="true: there with a value. false: absent or empty.")
     not_: Annotated[Condition, BeforeValidator(_shorthand)] | None = Field(
@@ -285,8 +299,10 @@ class Rule(Section):
     name: RuleName = Field(description="The rule's name, as explain and the logs give it; unique.")
     when: dict[StrictStr, When] = Field(
         default_factory=dict,
-        description="Conditions, all of which must hold: a DICOM keyword (such as BodyPartExamined), calling_ae or "
-        "called_ae, and a value, a list of values, or operators. Without any, the rule matches every object.",
+        description="Conditions, all of which must hold: a DICOM keyword (such as BodyPartExamined), "
+        "calling_ae or "
+        "called_ae; then a value, a list of values, or operators. Without any, the rule matches every "
+        "object.",
     )
     tasks: tuple[Task, ...] = Field(
         (), description="What to make of it: bone_suppression, restoration, anomaly. None: only forward."
@@ -296,8 +312,7 @@ class Rule(Section):
     )
     forward_original: StrictBool = Field(
         False,
-        description="Send the received object on too, unchanged. The node's own results coming back are kept and never "
-        "sent on.",
+        description="Send the received object on too, unchanged; also one that is refused for analysis.",
     )
 
 
@@ -323,9 +338,8 @@ class Deliver(Section):
 class Engine(Section):
     """The durable queue."""
 
-    database: StrictStr | None = Field(
+    database: DatabaseUrl | None = Field(
         None,
-        min_length=1,
         description="postgresql://… to keep jobs there; null is an SQLite file in node.state_dir. "
         "Environment: PACS_NODE_DATABASE.",
     )
@@ -353,7 +367,8 @@ class Config(Section):
     )
     rules: tuple[Rule, ...] = Field(
         (),
-        description="What is done with which object; the first that matches fires. None: objects are only kept.",
+        description="What is done with which object; the first that matches fires. None: objects are kept "
+        "only.",
     )
     deliver: Deliver = Field(Deliver(), description="Delivery of results and originals.")
     engine: Engine = Field(Engine(), description="The durable queue.")

@@ -56,7 +56,7 @@ class Source:
         return Problem(self.file, line, column, key, value, message, remedy, severity)
 
     def place(self, where: Where, *, at_key: bool = False) -> tuple[int, int]:
-        """Line and column (from 1) of the value at this path, or of the nearest part around it that exists."""
+        """Line and column (from 1) of the value at this path, or of the nearest part around it."""
         node: Any = self._marks
         line, column = 0, 0
         for depth, part in enumerate(where):
@@ -79,12 +79,14 @@ class Source:
         """The value at the longest part of the path that exists, and that part."""
         node: Any = self.tree
         for depth, part in enumerate(where):
-            if isinstance(node, dict) and part in node:
-                node = node[part]
-            elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-                node = node[part]
-            else:
+            there = (
+                part in node
+                if isinstance(node, dict)
+                else isinstance(node, list) and isinstance(part, int) and part < len(node)
+            )
+            if not there:
                 return node, where[:depth]
+            node = node[part]
         return node, where
 
     def _shown(self, where: Where) -> str:
@@ -205,7 +207,7 @@ def _parse(text: str, file: str) -> CommentedMap:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         about = ": ".join(str(part) for part in (error.context, error.problem) if part)
-        remedy = "Check the indentation, the colon and space after each key, and the quotes on this line and the one above"
+        remedy = "Check this line and the one above: indentation, colon and space after each key, quotes"
         raise failed(line, column, "(YAML)", f"this is not YAML: {about}", remedy) from None
     except (YAMLError, ValueError) as error:
         summary = str(error).splitlines()[0]

@@ -22,7 +22,7 @@ def problem(message: str, remedy: str) -> PydanticCustomError:
 
 
 def ae_title(text: str) -> str:
-    """An Application Entity title without its outer spaces, which are not significant (PS3.5 Table 6.2-1, VR AE).
+    """An AE title without its outer spaces, which are not significant (PS3.5 Table 6.2-1, VR AE).
 
     Raises PydanticCustomError with the rule that the text breaks.
     """
@@ -50,7 +50,7 @@ def ae_title(text: str) -> str:
 
 
 def _path(value: Any, info: Info) -> Path:
-    """A path; a relative one counts from the folder of the configuration file (validation context ``folder``)."""
+    """A path; a relative one counts from the configuration file's folder (validation context ``folder``)."""
     if isinstance(value, Path):
         path = value
     elif isinstance(value, str) and value.strip() and "\0" not in value:
@@ -81,6 +81,15 @@ def _url(text: str) -> str:
             "Write them as username and password_env (the name of an environment variable)",
         )
     return text.rstrip("/")
+
+
+def _database(text: str) -> str:
+    if not text.startswith(("postgresql://", "postgresql+psycopg://", "sqlite:///")):
+        raise problem(
+            "this is not the address of a database",
+            "Give postgresql://user@host/database, or leave the key out for a file in node.state_dir",
+        )
+    return text
 
 
 def _host(text: str) -> str:
@@ -116,6 +125,7 @@ def _rule_name(text: str) -> str:
 AeTitle = Annotated[StrictStr, AfterValidator(ae_title)]
 LocalPath = Annotated[Path, BeforeValidator(_path)]
 Url = Annotated[StrictStr, AfterValidator(_url)]
+DatabaseUrl = Annotated[StrictStr, AfterValidator(_database)]
 Host = Annotated[StrictStr, AfterValidator(_host)]
 Variable = Annotated[StrictStr, AfterValidator(_variable)]
 DestinationName = Annotated[StrictStr, AfterValidator(_destination_name)]

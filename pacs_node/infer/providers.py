@@ -59,6 +59,7 @@ class Settings:
         return cls(
             providers=tuple(infer.providers) if "providers" in infer.model_fields_set else None,
             threads=infer.threads,
+            precision=infer.precision,
             steps=getattr(infer.steps, task, None),
         )
 
