@@ -1,8 +1,8 @@
 """The soft parts of the phantom's chest: body, lungs, heart, vessels, trachea, gas, nodules.
 
-Lengths are mm in the detector plane: x from the midline to the image's right (the patient's left), y down from the
-upper edge of the field. Proportions follow adult frontal radiographs; what varies between people is drawn from the
-seed. Every map is a thickness along the beam.
+Lengths are mm in the detector plane: x from the midline to the image's right (the patient's left), y down
+from the upper edge of the field. Proportions follow adult frontal radiographs; what varies between people is
+drawn from the seed. Every map is a thickness along the beam.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pacs_node.phantom.shapes import Array, Grid, chord, curve, ellipsoid, tube
+from pacs_node.phantom.shapes import Array, Grid, Mask, add_ellipsoid, chord, curve, ellipsoid, tube
 
 FIELD_MM = 400.0
 LUNG_DENSITY = 0.26 / 1.06
@@ -45,7 +45,7 @@ class Build:
             chest=(0.93 if sex == "F" else 1.0) * rng.normal(1, 0.025),
             width=rng.normal(1.0, 0.025),
             girth=float(np.clip(rng.normal(1.03 if bedside else 1.0, 0.1), 0.8, 1.3)),
-            heart=rng.normal(1.0, 0.05) * (1.13 if bedside else 1.0) * (1 + 0.002 * max(age_years - 50, 0)),
+            heart=rng.normal(1.0, 0.05) * (1.1 if bedside else 1.0) * (1 + 0.002 * max(age_years - 50, 0)),
             breath=max(0.0, rng.normal(18 if bedside else 4, 7)),
             shift=rng.normal(0, 5 if bedside else 2.5),
             tilt=rng.normal(0, 5 if bedside else 2),
@@ -65,25 +65,24 @@ class LungShape:
 
     def inside(self, grid: Grid) -> Array:
         """1 on the axis of the lung, 0 on its outline, negative outside."""
-        u = np.abs((grid.x - self.side * self.x) / self.rx) ** 2.3
-        v = np.clip((self.y - grid.y) / self.ry, 0, None) ** 2.1
-        return (1 - u - v).astype(np.float32)
+        u = np.abs((grid.x - np.float32(self.side * self.x)) / np.float32(self.rx)) ** np.float32(2.3)
+        v = np.maximum((np.float32(self.y) - grid.y) / np.float32(self.ry), 0) ** np.float32(2.1)
+        return np.asarray(1 - u - v, np.float32)
 
     def lateral(self, y: float) -> float:
         """Distance of the outer lung edge from the midline at height ``y``."""
         v = max(0.0, (self.y - y) / self.ry) ** 2.1
-        return self.x + self.rx * float(max(1 - v, 0.0)) ** (1 / 2.3)
+        return float(self.x + self.rx * max(1 - v, 0.0) ** (1 / 2.3))
 
 
 @dataclass(frozen=True)
 class Chest:
-    """The soft-tissue thickness (cm-free: mm) maps of one patient on one grid."""
+    """The soft-tissue thickness maps (mm) of one patient on one grid, and masks."""
 
     body: Array  # the whole patient as if solid
     air: Array  # lung air, trachea, gas: what is to be taken away
-    lung_mask: Array  # bool, the lung fields that a reader sees
-    nodule_mask: Array  # bool
-    thickness: Array  # of the lungs, for what must stay inside them
+    lung_mask: Mask  # the lung fields that a reader sees
+    nodule_mask: Mask
 
 
 def lungs(build: Build, rng: np.random.Generator) -> tuple[LungShape, LungShape]:
@@ -138,11 +137,11 @@ def body(grid: Grid, build: Build, rng: np.random.Generator) -> Array:
         if build.sex == "F":
             size = float(np.clip(rng.normal(1.0, 0.16) * (0.6 + 0.4 * g), 0.65, 1.35))
             sag = 236 * c + 0.35 * max(build.age_years - 30, 0)
-            breast = ellipsoid(grid, (side * 82 * w, sag), (62 * size, 56 * size, 23 * size), side * 12, 2.2)
-            soft_edge = mound(grid, (side * 82 * w, sag), (62 * size, 56 * size, 23 * size), side * 12)
-            lower = 1 / (1 + np.exp((sag + 12 - y) / 12))
+            breast = ellipsoid(grid, (side * 82 * w, sag), (62 * size, 56 * size, 18 * size), side * 12, 2.2)
+            soft_edge = mound(grid, (side * 82 * w, sag), (62 * size, 56 * size, 18 * size), side * 12)
+            lower = 1 / (1 + np.exp((np.float32(sag + 12) - y) / np.float32(12)))
             whole += lower * breast + (1 - lower) * soft_edge
-    return whole.astype(np.float32)
+    return np.asarray(whole, np.float32)
 
 
 def mound(
@@ -163,10 +162,10 @@ def union(*bodies: Array) -> Array:
 
 
 def dome(grid: Grid, build: Build, lung: LungShape, rng: np.random.Generator) -> tuple[Array, Array]:
-    """One half of the diaphragm: squared share of the depth that lies below it (q), and its thickness in the lung.
+    """One half of the diaphragm: squared share of the depth below it (q), and its thickness in the lung.
 
-    The surface is a paraboloid: from its crest it falls to all sides, so that lung lies behind and in front of it
-    and the costophrenic angle is the deepest point.
+    The surface is a paraboloid: from its crest it falls to all sides, so that lung lies behind and in
+    front of it and the costophrenic angle is the deepest point.
     """
     crest = (278 if lung.side < 0 else 289) * build.chest - build.breath + rng.normal(0, 2)
     centre = lung.side * (62 if lung.side < 0 else 64) * build.chest * build.width
@@ -182,10 +181,10 @@ def dome(grid: Grid, build: Build, lung: LungShape, rng: np.random.Generator) ->
 
 def heart_and_mediastinum(grid: Grid, build: Build, rng: np.random.Generator) -> Array:
     """Thickness of heart, great vessels and mediastinal fat (their union)."""
-    h, c = build.heart, build.chest
+    h, c = build.heart * build.chest, build.chest
     old = max(build.age_years - 45, 0) / 40
     wide = 1.12 if build.view == "AP" else 1.0
-    base = 286 * c - build.breath
+    base = 292 * c - build.breath
     parts = [
         ellipsoid(grid, (27 * h, base - 50 * h), (45 * h, 66 * h, 60 * h), -37 + rng.normal(0, 4), 2.15),
         ellipsoid(grid, (-8 * h, base - 50 * h), (41 * h, 57 * h, 56 * h), 6, 2.2),
@@ -225,24 +224,26 @@ def vessel_tree(
 ) -> None:
     """Pulmonary arteries and veins of one lung, branching from the hilum to sub-millimetre twigs.
 
-    Radii obey Murray's law (r^3 = r1^3 + r2^3, J Gen Physiol 1926); a branch is about nine radii long at the hilum, longer
-    in proportion further out.
+    Radii obey Murray's law (r^3 = r1^3 + r2^3, J Gen Physiol 1926); a branch is about nine radii long at the
+    hilum, longer in proportion further out. ``lower`` shifts the root down: the veins enter lower.
     """
-    hilum = np.array([lung.side * 36.0, (166.0 if lung.side < 0 else 157.0) + lower])
+    hilum = np.array([lung.side * 41.0, (164.0 if lung.side < 0 else 157.0) + lower])
     queue: list[tuple[np.ndarray, float, float, float]] = []
     for zone in np.linspace(-84, 86, 8):
         angle = zone + rng.normal(0, 7)
         radius = rng.uniform(2.6, 4.2) * (0.75 + 0.4 * (angle + 80) / 160)  # gravity: wider below
-        root = hilum + (rng.normal(0, 4) + lung.side * 4, rng.normal(0, 6) + 0.12 * zone)
+        root = hilum + np.array([rng.normal(0, 4), rng.normal(0, 6) + 0.12 * zone])
         queue.append((root, angle, radius, rng.uniform(0.75, 1.0)))
-    interlobar = curve([hilum, hilum + (lung.side * 9, 24), hilum + (lung.side * 15, 52)], 10)
+    interlobar = curve(
+        [hilum, hilum + np.array([lung.side * 10, 24]), hilum + np.array([lung.side * 17, 56])], 10
+    )
     if lower == 0:
         tube(target, grid, interlobar, np.linspace(8.5, 5.0, 10))
     for zone in (20, 45, 68):
         queue.append((interlobar[rng.integers(4, 10)], zone + rng.normal(0, 6), 3.2, 0.95))
     while queue:
         start, angle, radius, flat = queue.pop()
-        length = (7.0 + 9.0 * radius) * rng.uniform(0.7, 1.3) * flat
+        length = (5.0 + 7.5 * radius) * rng.uniform(0.7, 1.3) * flat
         bend = rng.normal(0, 9)
         steps = 4 if radius > 1 else 3
         points = [start]
@@ -258,8 +259,8 @@ def vessel_tree(
             continue
         share = rng.uniform(0.35, 0.65)
         for part, turn in ((share, 1), (1 - share, -1)):
-            child = 0.9 * radius * float(part) ** (1 / 3)
-            if child > 0.4:
+            child = radius * float(part) ** (1 / 3)
+            if child > 0.5:
                 spread = turn * rng.uniform(14, 40) * (1 - 0.5 * float(part))
                 queue.append(
                     (end, angle + bend + spread, child, float(np.clip(flat * rng.normal(1, 0.12), 0.4, 1)))
@@ -267,7 +268,7 @@ def vessel_tree(
 
 
 def texture(grid: Grid, rng: np.random.Generator, scales_mm: tuple[float, ...]) -> Array:
-    """Smooth random field with zero mean and unit spread: octaves of value noise at fixed scales, any matrix size."""
+    """Smooth random field, mean 0, spread about 1: octaves of value noise, the same on any matrix size."""
     out = grid.zeros()
     for scale in scales_mm:
         n = max(4, round(grid.field / scale))
@@ -300,49 +301,52 @@ def chest(
     grain = texture(grid, rng, (26, 11)) * 0.06 + texture(grid, rng, (3.5, 1.8)) * 0.03
     air = lung_total * (1 - LUNG_DENSITY * (1 + grain))
     air -= np.minimum(vessels, lung_total) * (1 - LUNG_DENSITY)
-    nodule_mask = np.zeros(whole.shape, bool)
-    ys, xs = np.nonzero(silhouette)
-    for _ in range(nodules):
-        at = rng.integers(0, len(ys))
-        centre = (float(grid.x[0, xs[at]]), float(grid.y[ys[at], 0]))
+    lumps = round_opacities(grid, silhouette, nodules, rng)
+    air -= np.minimum(lumps, np.maximum(air, 0)) * (1 - LUNG_DENSITY)
+    air += airways_and_gas(grid, build, rng)
+    whole *= 1 + np.float32(0.007) * texture(grid, rng, (60, 25, 8))
+    return Chest(whole, np.clip(air, 0, 0.93 * whole), silhouette, (lumps > 0) & silhouette)
+
+
+def round_opacities(grid: Grid, where: Mask, number: int, rng: np.random.Generator) -> Array:
+    """Nodules of 10 to 26 mm, slightly lobed, with their centres in ``where``."""
+    total = grid.zeros()
+    ys, xs = np.nonzero(where)
+    for _ in range(number):
+        at = int(rng.random() * len(ys))
+        x, y = float(grid.x[0, xs[at]]), float(grid.y[ys[at], 0])
         radius = rng.uniform(5, 13)
         lump = grid.zeros()
         for _ in range(5):
-            offset = rng.normal(0, 0.22 * radius, 2)
+            dx, dy = rng.normal(0, 0.22 * radius, 2)
             lobe = radius * rng.uniform(0.7, 1.0)
-            np.maximum(
-                lump,
-                ellipsoid(
-                    grid,
-                    (centre[0] + offset[0], centre[1] + offset[1]),
-                    (lobe, lobe * 0.92, lobe),
-                    rng.uniform(0, 90),
-                ),
-                out=lump,
-            )
-        nodule_mask |= lump > 0
-        air -= np.minimum(lump, np.maximum(air, 0)) * (1 - LUNG_DENSITY)
-    gas = grid.zeros()
-    tube(gas, grid, curve([(0, -10), (0, 60), (-3, 110), (-2, 148)], 16) * build.chest, 8.5)
-    tube(gas, grid, np.array([(-2, 146), (-18, 164), (-34, 176)]) * build.chest, 6.5)
-    tube(gas, grid, np.array([(-2, 146), (22, 166), (38, 174)]) * build.chest, 5.5)
-    gas *= 1 / (1 + np.exp((grid.y - 168 * build.chest) / 8))
-    if rng.random() < 0.75:  # air in the stomach, its lower edge a fluid level in the upright patient
-        level = 322 * build.chest - build.breath + rng.normal(0, 4)
-        bubble = ellipsoid(
-            grid,
-            (rng.normal(66, 8), level - 4),
-            (rng.uniform(18, 34), rng.uniform(10, 17), rng.uniform(9, 22)),
-            -8,
-        )
-        gas += bubble if build.view == "AP" else bubble * (0.5 - 0.5 * np.tanh((grid.y - level) / 1.6))
+            part = ellipsoid(grid, (x + dx, y + dy), (lobe, 0.92 * lobe, lobe), rng.uniform(0, 90))
+            np.maximum(lump, part, out=lump)
+        total += lump
+    return total
+
+
+def _above(grid: Grid, y: float, width: float) -> Array:
+    """1 above the height ``y``, 0 below, with a soft step between."""
+    return np.asarray(0.5 - 0.5 * np.tanh((grid.y - y) / width), np.float32)
+
+
+def airways_and_gas(grid: Grid, build: Build, rng: np.random.Generator) -> Array:
+    """Trachea and main bronchi, the stomach bubble and some bowel gas."""
+    c, gas = build.chest, grid.zeros()
+    tube(gas, grid, curve([(0, -10), (0, 60), (-3, 110), (-2, 148)], 16) * c, 8.5)
+    tube(gas, grid, np.array([(-2, 146), (-18, 164), (-34, 176)]) * c, 6.5)
+    tube(gas, grid, np.array([(-2, 146), (22, 166), (38, 174)]) * c, 5.5)
+    gas *= _above(grid, 168 * c, 16)
+    if rng.random() < 0.75:  # in the upright patient the bubble ends below in a fluid level
+        level = 322 * c - build.breath + rng.normal(0, 4)
+        radii = (rng.uniform(18, 34), rng.uniform(10, 17), rng.uniform(9, 22))
+        bubble = ellipsoid(grid, (rng.normal(66, 8), level - 4), radii, -8)
+        if build.view == "PA":
+            bubble *= _above(grid, level, 1.6)
+        gas += bubble
     for _ in range(int(rng.integers(0, 4))):
         spot = (rng.uniform(-110, 120), rng.uniform(345, 390))
-        gas += ellipsoid(
-            grid, spot, (rng.uniform(8, 22), rng.uniform(6, 13), rng.uniform(5, 12)), rng.uniform(-40, 40)
-        )
-    whole = whole * (1 + 0.012 * texture(grid, rng, (40, 18, 8)))
-    air = np.clip(air + gas, 0, 0.93 * whole)
-    return Chest(
-        whole.astype(np.float32), air.astype(np.float32), silhouette, nodule_mask & silhouette, lung_total
-    )
+        radii = (rng.uniform(8, 22), rng.uniform(6, 13), rng.uniform(5, 12))
+        add_ellipsoid(gas, grid, spot, radii, rng.uniform(-40, 40))
+    return gas

@@ -1,8 +1,8 @@
 """A synthetic frontal chest radiograph whose bone and soft tissue are known exactly.
 
-Analytic anatomy (`anatomy`, `skeleton`) gives the thickness of soft tissue and of dense bone under every pixel;
-`physics` turns both into an image by Beer-Lambert transmission, scatter, quantum noise and a display tone. It is a
-test object with the look of a radiograph, not a model of any person.
+Analytic anatomy (`anatomy`, `skeleton`) gives the thickness of soft tissue and of dense bone under every
+pixel; `physics` turns both into an image by Beer-Lambert transmission, scatter, quantum noise and a display
+tone. It is a test object with the look of a radiograph, not a model of any person.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ import numpy as np
 
 from pacs_node.phantom import anatomy, skeleton
 from pacs_node.phantom.physics import Exposure, Thickness, Tone
-from pacs_node.phantom.shapes import Array, Grid
+from pacs_node.phantom.shapes import Array, Grid, Mask
 
 VIEWS, SEXES = ("PA", "AP"), ("M", "F")
 
 
 @dataclass(frozen=True)
 class PhantomImages:
-    """One rendering. All arrays have shape (size, size); images are float32 in [0, 1], bone-bright (MONOCHROME2 look).
+    """One rendering: arrays of shape (size, size), images float32 in [0, 1], bone-bright (MONOCHROME2 look).
 
-    ``soft_tissue`` is the same exposure of the same patient, same noise, with soft tissue where the bones were;
-    ``bone`` is ``radiograph - soft_tissue``. The masks are bool; ``rib_mask`` holds ribs only, not other bones.
+    ``soft_tissue`` is the same exposure of the same patient, same noise, with soft tissue in the place of the
+    bones; ``bone`` is ``radiograph - soft_tissue``. The masks are bool; ``rib_mask`` holds no other bones.
     """
 
     radiograph: Array
     soft_tissue: Array
     bone: Array
-    lung_mask: np.ndarray
-    rib_mask: np.ndarray
-    nodule_mask: np.ndarray
+    lung_mask: Mask
+    rib_mask: Mask
+    nodule_mask: Mask
     pixel_spacing_mm: float
 
 
 @dataclass(frozen=True)
 class _Parts:
     thickness: Thickness
-    lung_mask: np.ndarray
-    rib_mask: np.ndarray
-    nodule_mask: np.ndarray
+    lung_mask: Mask
+    rib_mask: Mask
+    nodule_mask: Mask
 
 
 class Phantom:
     """A synthetic patient: the same for the same arguments, whatever the matrix it is rendered on.
 
-    ``view`` is "PA" or "AP" (bedside: larger heart, higher diaphragm, shoulder blades over the lungs), ``sex`` "M" or
-    "F", ``nodules`` the number of round opacities in the lungs. Raises ValueError for anything else.
+    ``view`` is "PA" or "AP" (bedside: larger heart, higher diaphragm, shoulder blades on the lungs), ``sex``
+    "M" or "F", ``nodules`` the number of round opacities in the lungs. Raises ValueError for anything else.
     """
 
     def __init__(
@@ -90,7 +90,8 @@ class Phantom:
         others = skeleton.spine(grid, self.build, rng) + skeleton.sternum(grid, self.build)
         others += skeleton.shoulders(grid, self.build, rng)
         solid = np.maximum(chest.body - chest.air, 0)
-        bone = np.minimum(ribs + others, 0.9 * solid)
+        grain = 1 + 0.06 * anatomy.texture(grid, self._rng(6), (7, 2.5))  # trabeculae are not even
+        bone = np.minimum((ribs + others) * grain, 0.9 * solid)
         thickness = Thickness(soft=(solid - bone) / 10, bone=bone / 10)
         return _Parts(thickness, chest.lung_mask, ribs > 0.3, chest.nodule_mask)
 

@@ -46,15 +46,15 @@ NAMES: dict[str, tuple[list[str], str]] = {
     "chinese": (["GB18030"], "Wang^XiaoDong=王^小东"),
     "utf8": (["ISO_IR 192"], "Wang^XiaoDong=王^小東"),
 }
-"""Specific Character Set and Patient's Name by option: the examples of PS3.5 Annexes H to J, and a plain one."""
+"""Specific Character Set and Patient's Name by option: the examples of PS3.5 Annexes H to J, a plain one."""
 
 
 @dataclass(frozen=True)
 class Acquisition:
     """How one synthetic image is taken and encoded.
 
-    ``bits`` is Bits Stored, 8 to 16; ``photometric`` "MONOCHROME1" or "MONOCHROME2"; ``rows`` and ``columns`` cut the
-    square phantom (400 mm over the larger of the two). ``name`` is a key of `NAMES`.
+    ``bits`` is Bits Stored, 8 to 16; ``photometric`` "MONOCHROME1" or "MONOCHROME2"; ``rows`` and ``columns``
+    cut the square phantom (400 mm over the larger of the two). ``name`` is a key of `NAMES`.
     """
 
     sop_class: str = DigitalXRayImageStorageForPresentation
@@ -225,7 +225,7 @@ def _pixels(ds: Dataset, seed: int, how: Acquisition) -> None:
 
 
 def transcode(ds: Dataset, transfer_syntax: str) -> Dataset:
-    """The same object in another transfer syntax (one of `PLAIN` or `COMPRESSED`), through GDCM, losslessly."""
+    """The same object in a compressed transfer syntax (one of `COMPRESSED`), through GDCM, losslessly."""
     import gdcm
 
     kinds: dict[str, int] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pacs_node.phantom.shapes import Array
+from pacs_node.phantom.shapes import Array, Mask
 
 ENERGY_KEV = np.array([20.0, 30.0, 40.0, 50.0, 60.0, 80.0, 100.0])
 SOFT_CM2_G = np.array([0.8230, 0.3790, 0.2688, 0.2264, 0.2048, 0.1823, 0.1693])
@@ -24,7 +24,7 @@ LOW_KEV, HIGH_KEV = 40.0, 60.0
 
 
 def mu(energy_kev: float) -> tuple[float, float]:
-    """Linear attenuation coefficients (soft tissue, cortical bone) in 1/cm; log-log between the tabulated energies."""
+    """Linear attenuation coefficients (soft tissue, cortical bone) in 1/cm; log-log between table rows."""
     if not ENERGY_KEV[0] <= energy_kev <= ENERGY_KEV[-1]:
         raise ValueError(
             f"energy {energy_kev} keV is outside the table ({ENERGY_KEV[0]} to {ENERGY_KEV[-1]} keV)"
@@ -88,7 +88,7 @@ class Exposure:
     focus_mm: float = 0.22  # blur of focal spot and detector (standard deviation)
 
     def detected(self, thickness: Thickness, pitch: float) -> Array:
-        """-ln of the detected intensity over the open beam: primary by Beer-Lambert, blurred, plus scatter; no noise."""
+        """-ln of detected intensity over open beam: Beer-Lambert, blur and scatter, no noise."""
         primary = blur(np.exp(-thickness.attenuation(self.energy_kev)), self.focus_mm / pitch)
         scatter = self.scatter_ratio * blur(primary, self.scatter_mm / pitch)
         return np.asarray(-np.log((primary + scatter) / (1 + self.scatter_ratio)), np.float32)
@@ -97,22 +97,24 @@ class Exposure:
         """Quantum noise of ``detected``: its variance is one over the number of photons in a pixel."""
         photons = self.photons_per_mm2 * pitch**2 * np.exp(-detected)
         white = rng.standard_normal(detected.shape, dtype=np.float32) / np.sqrt(photons)
-        return blur(white, 0.5)  # light spreads between neighbouring pixels
+        return blur(white.astype(np.float32), 0.5)  # light spreads between neighbouring pixels
 
 
 @dataclass(frozen=True)
 class Tone:
-    """The display processing of a radiography system: edge emphasis, then a logarithmic window with soft ends."""
+    """The display processing of a radiography system: edge emphasis, then a window with soft ends."""
 
     low: float
     high: float
     emphasis: float = 0.55
     emphasis_mm: float = 7.0
+    detail: float = 0.9
+    detail_mm: float = 1.3
     balance: float = 0.42
     balance_mm: float = 35.0
 
     @classmethod
-    def fitted(cls, detected: Array, inside: Array, **options: float) -> Tone:
+    def fitted(cls, detected: Array, inside: Mask, **options: float) -> Tone:
         """The window that shows the pixels of ``inside`` (bool) from just above black to just below white."""
         low, high = np.percentile(detected[inside], [1.0, 99.8])
         return cls(float(low), float(high), **options)
@@ -120,6 +122,7 @@ class Tone:
     def show(self, detected: Array, pitch: float) -> Array:
         """Display values in [0, 1], dense is bright. Rising in ``detected`` but for the local emphasis."""
         emphasised = detected + self.emphasis * (detected - blur(detected, self.emphasis_mm / pitch))
+        emphasised += self.detail * (detected - blur(detected, self.detail_mm / pitch))
         wide = blur(detected, self.balance_mm / pitch)
         middle = (self.low + self.high) / 2
         emphasised = emphasised - self.balance * (np.clip(wide, self.low, self.high) - middle)

@@ -1,7 +1,7 @@
 """Thickness of simple bodies along the beam: the bricks of which the phantom's anatomy is built.
 
-Every function returns or writes a *thickness map*: for each pixel the length, in millimetres, that a ray parallel
-to the z axis (the beam) spends inside the body. All lengths are millimetres in the detector plane.
+Every function returns or writes a *thickness map*: for each pixel the length, in millimetres, that a ray
+parallel to the z axis (the beam) spends inside the body. All lengths are millimetres in the detector plane.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 Box = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A square detector of ``size`` pixels over ``field`` mm: x from the midline to the image's right, y downwards."""
+    """A square detector of ``size`` pixels over ``field`` mm: x from the midline to the right, y down."""
 
     size: int
     field: float
@@ -107,9 +108,10 @@ def tube(
 ) -> None:
     """Draw a bent tube into ``target`` (union: the larger thickness stays).
 
-    ``points`` (n, 2) is its axis, ``half_width`` (n,) or a number its half width in the image plane, ``depth`` its
-    whole extent along the beam (default: round). With ``wall`` > 0 it is a shell of that thickness, its inside filled
-    to the fraction ``core``: a bone with cortex and spongiosa. Its ends are round unless ``flat_ends``. A tube thinner than a pixel keeps its cross-section area.
+    ``points`` (n, 2) is its axis, ``half_width`` (n,) or a number its half width in the image plane,
+    ``depth`` its whole extent along the beam (default: round). With ``wall`` > 0 it is a shell of that
+    thickness, its inside filled to the fraction ``core``: a bone with cortex and spongiosa. Its ends are
+    round unless ``flat_ends``. A tube thinner than a pixel keeps its cross-section area.
     """
     axis = np.asarray(points, np.float64)
     n = len(axis)
@@ -142,9 +144,9 @@ def tube(
         drawn = np.maximum(here, np.float32(least))
         q = ((dx - along * ex) ** 2 + (dy - along * ey) ** 2) / drawn**2
         if flat_ends and i == 0:
-            q = np.where(free < 0, np.float32(2), q)
+            q[free < 0] = 2
         if flat_ends and i == n - 2:
-            q = np.where(free > 1, np.float32(2), q)
+            q[free > 1] = 2
         closer = q < nearest[local]
         np.copyto(nearest[local], q, where=closer)
         np.copyto(width[local], drawn, where=closer)
@@ -154,7 +156,7 @@ def tube(
     if wall > 0:
         inner = np.maximum(1 - wall / width, 1e-3)
         hollow = np.maximum(1 - 2 * wall / np.maximum(thickness, 2 * wall + 1e-3), 0)
-        profile = profile - (1 - core) * hollow * chord(nearest / inner**2)
+        profile -= np.float32(1 - core) * hollow * chord(nearest / inner**2)
     view = target[rows, cols]
     np.maximum(view, thickness * profile, out=view)
 

@@ -1,7 +1,7 @@
 """The bones of the phantom's chest, as thickness of dense bone along the beam (mm).
 
-A rib is a hollow band on an oblique ellipse around the lung, so that its front and its back part project as they
-do in a radiograph: the back nearly level, the front sloping down to the cartilage.
+A rib is a hollow band on an oblique ellipse around the lung, so that its front and its back part project as
+they do in a radiograph: the back nearly level, the front sloping down to the cartilage.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ CORTEX_MM = 0.65
 
 
 def rib_curve(number: int, lung: LungShape, build: Build, rng: np.random.Generator) -> np.ndarray:
-    """Axis of rib ``number`` (1 to 12) of one side, shape (n, 4): x, y, z in mm, and the angle around the chest.
+    """Axis of rib ``number`` (1 to 12) of one side, shape (n, 4): x, y, z in mm, the angle around the chest.
 
-    The angle runs from 0 (behind, at the spine) over 90 degrees (the flank) to the front; z is towards the front.
+    The angle runs from 0 (behind, at the spine) over 90 degrees (the flank) to the front; z points forwards.
     """
     c = build.chest
     head = (56 + 22.6 * (number - 1) + rng.normal(0, 0.8)) * c
@@ -29,7 +29,7 @@ def rib_curve(number: int, lung: LungShape, build: Build, rng: np.random.Generat
         float(np.interp(number, [1, 2, 3, 5, 7, 9, 10, 11, 12], [36, 56, 74, 96, 112, 118, 104, 84, 60])) * c
     )
     last = float(np.interp(number, [1, 2, 4, 6, 8, 10, 11, 12], [158, 156, 152, 146, 138, 122, 96, 68]))
-    theta = np.deg2rad(np.linspace(9, last + rng.normal(0, 2), 56))
+    theta = np.deg2rad(np.linspace(4, last + rng.normal(0, 2), 56))
     flank_y = head + drop * 0.45
     reach = max(lung.lateral(flank_y) + 3.5, 52 * c) if number > 1 else 64 * c * build.width
     reach = min(reach, lung.x + lung.rx + 3.5)
@@ -49,7 +49,7 @@ def ribs(grid: Grid, build: Build, pair: tuple[LungShape, LungShape], rng: np.ra
         back, front = grid.zeros(), grid.zeros()
         for number in range(1, 13):
             axis = rib_curve(number, lung, build, rng)
-            x, y, z, theta = axis.T
+            x, y, _, theta = axis.T
             step = np.gradient(axis[:, :3], axis=0)
             plane = np.hypot(step[:, 0], step[:, 1])
             slant = np.clip(np.hypot(plane, step[:, 2]) / np.maximum(plane, 1e-6), 1, 3.2)
@@ -58,7 +58,7 @@ def ribs(grid: Grid, build: Build, pair: tuple[LungShape, LungShape], rng: np.ra
                 * slim
                 * rng.normal(1, 0.04)
             )
-            flat = float(np.interp(number, [1, 6, 12], [2.6, 3.6, 2.9])) * slim
+            flat = float(np.interp(number, [1, 6, 12], [2.8, 4.1, 3.1])) * slim
             facing = np.abs(np.cos(theta))
             widening = 1 + 0.16 * np.clip((theta - 2.0) / 0.6, 0, 1)  # towards the cartilage
             half = (
@@ -103,7 +103,7 @@ def _calcify(
 
 
 def spine(grid: Grid, build: Build, rng: np.random.Generator) -> Array:
-    """Vertebrae from the neck to the waist: bodies with end plates, pedicles, transverse and spinous processes."""
+    """Vertebrae from neck to waist: bodies with end plates, pedicles, transverse and spinous processes."""
     out, arch = grid.zeros(), grid.zeros()
     c = build.chest
     bend = rng.normal(0, 3)
@@ -186,7 +186,7 @@ def shoulders(grid: Grid, build: Build, rng: np.random.Generator) -> Array:
         bone = grid.zeros()
         tube(bone, grid, points, girth, girth * 1.9, wall=1.4 * slim, core=0.12)
         total += bone
-        # The shoulder blade turns off the lung when the arms are rolled forward (PA), and stays on it when they are not.
+        # Rolled forward (PA), the shoulder blade turns off the lung; at the bedside (AP) it stays on it.
         out = 14 * w if not bedside else -6 * w
         blade = np.array(
             [
@@ -209,7 +209,7 @@ def shoulders(grid: Grid, build: Build, rng: np.random.Generator) -> Array:
             np.column_stack([(closed[:, 0] + grid.field / 2), closed[:, 1]]) / grid.pitch * 16
         ).astype(np.int32)
         cv2.fillPoly(mask, [pixels], 255, lineType=cv2.LINE_AA, shift=4)
-        plate = mask.astype(np.float32) / 255 * 0.9
+        plate: Array = mask.astype(np.float32) * np.float32(0.9 / 255)
         lateral = shape[2:6]
         tube(plate, grid, curve(lateral, 16), np.array([5.5, *([4.2] * 15)]), 7, wall=1.2, core=0.12)
         tube(plate, grid, curve(np.vstack([shape[6:9]]), 12), 2.0, 3.6, wall=0.9, core=0.1)
@@ -221,7 +221,7 @@ def shoulders(grid: Grid, build: Build, rng: np.random.Generator) -> Array:
         )
         tube(crest, grid, ridge, np.linspace(3, 8, 16), np.linspace(4, 9, 16), wall=1.1, core=0.12)
         socket = shape[1] + (side * 2, 16)
-        tube(crest, grid, [socket + (0, -11), socket + (side * 1.5, 12)], 5.5, 14, wall=1.2, core=0.2)
+        tube(crest, grid, [socket - (0, 11), socket - (-side * 1.5, -12)], 5.5, 14, wall=1.2, core=0.2)
         tube(
             crest,
             grid,
@@ -232,14 +232,14 @@ def shoulders(grid: Grid, build: Build, rng: np.random.Generator) -> Array:
         )
         total += crest
         arm = grid.zeros()
-        head = socket + (side * 21, -2)
+        head = socket - (-side * 21, 2)
         swing = 20 if bedside else 32
         shaft = curve(
             [
-                head + (side * 2, 8),
-                head + (side * (swing * 0.5), 60),
-                head + (side * swing, 130),
-                head + (side * swing * 1.4, 230),
+                head - (-side * 2, -8),
+                head - (-side * swing * 0.5, -60),
+                head - (-side * swing, -130),
+                head - (-side * swing * 1.4, -230),
             ],
             20,
         )
