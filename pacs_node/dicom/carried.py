@@ -151,6 +151,15 @@ def set_content_date(target: Dataset, source: Dataset, created: datetime | None)
             return
 
 
+def set_laterality(ds: Dataset) -> None:
+    """Laterality is for paired body parts, which a chest is not (type 2C); empty says that nobody knows."""
+    if ds.get("BodyPartExamined") == "CHEST":
+        if "Laterality" in ds and not ds.Laterality:
+            del ds["Laterality"]
+    elif "Laterality" not in ds:
+        ds.Laterality = None
+
+
 _SERIES_BASE = 9_000_000
 _PLACES = {"bone_suppression": 1, "restoration": 2, "anomaly": 3}
 _REPORT_PLACE = 9

@@ -71,6 +71,9 @@ IMAGE_LIBRARY = Code("111028", "DCM", "Image Library")
 IMAGE_LIBRARY_GROUP = Code("126200", "DCM", "Image Library Group")
 """TID 1600, one group for the images read and one for the images made."""
 
+SOURCE = Code("260753009", "SCT", "Source")
+"""Purpose of reference of an Image Library entry that was read."""
+
 IMAGING_MEASUREMENTS = Code("126010", "DCM", "Imaging Measurements")
 """TID 1500 row 6: holds the measurement groups."""
 
@@ -114,6 +117,12 @@ UNDETERMINED = Code("371934000", "SCT", "Normality Undetermined")
 FAILURE = Code("114006", "DCM", "Measurement failure")
 NOT_ATTEMPTED = Code("114007", "DCM", "Measurement not attempted")
 """CID 42: why a score has no value; never to be read as a negative result."""
+
+ANALYSIS = Code("ANALYSIS", SCHEME, "Analysis by AI")
+"""All that the node would have done with an image that it refused."""
+
+RESULT_IMAGE = Code("RESULT_IMAGE", SCHEME, "Result image")
+"""What an image task made."""
 
 DONE = Code("DONE", SCHEME, "Done")
 """An image task came to its end and its result is referenced."""

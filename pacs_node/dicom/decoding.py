@@ -150,7 +150,7 @@ def _check_frame(ds: Dataset, rows: int, columns: int, syntax: str) -> None:
     if (header.rows, header.columns, header.components) != (rows, columns, 1):
         raise Refused(
             "size-mismatch",
-            f"the compressed image is {header.columns} x {header.rows} with {header.components} component(s), "
+            f"the compressed image is {header.columns} x {header.rows}, {header.components} component(s), "
             f"the header says {columns} x {rows} with one",
             _DEVICE,
         )

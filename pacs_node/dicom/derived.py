@@ -35,9 +35,6 @@ SUPPORTED = {
 IMAGE_TYPE_VALUE_4 = {Task.BONE_SUPPRESSION: "BONE_SUPPRESSED", Task.RESTORATION: "RESTORED"}
 """Value 4 of Image Type; value 3 is empty, as DX asks (PS3.3 C.8.11.3.1.1)."""
 
-UNPAIRED = ("CHEST", "THORAX")
-"""Values of Body Part Examined for what this node works on."""
-
 _LOSSY_SYNTAXES = {
     "1.2.840.10008.1.2.4.50": "ISO_10918_1",
     "1.2.840.10008.1.2.4.51": "ISO_10918_1",
@@ -137,22 +134,13 @@ def _cr(ds: Dataset, source: Dataset) -> None:
     for keyword in ("BodyPartExamined", "ViewPosition"):
         if keyword not in ds:
             setattr(ds, keyword, None)
-    _laterality(ds)
+    carried.set_laterality(ds)
 
 
 def _sc(ds: Dataset, source: Dataset) -> None:
     """SC Equipment module (PS3.3 C.8.6.1)."""
     ds.ConversionType = source.get("ConversionType") or "WSD"
-    _laterality(ds)
-
-
-def _laterality(ds: Dataset) -> None:
-    """Laterality is for paired body parts, which a chest is not (type 2C); empty says that nobody knows."""
-    if ds.get("BodyPartExamined") in UNPAIRED:
-        if "Laterality" in ds and not ds.Laterality:
-            del ds["Laterality"]
-    elif "Laterality" not in ds and not ds.get("ImageLaterality"):
-        ds.Laterality = None
+    carried.set_laterality(ds)
 
 
 def _dx(ds: Dataset, source: Dataset) -> None:
@@ -164,7 +152,7 @@ def _dx(ds: Dataset, source: Dataset) -> None:
     if "Laterality" in ds:
         del ds["Laterality"]
     if not ds.get("AnatomicRegionSequence"):
-        known = ds.get("BodyPartExamined") in UNPAIRED
+        known = ds.get("BodyPartExamined") in ("CHEST", "THORAX")
         ds.AnatomicRegionSequence = [codes.item(codes.CHEST)] if known else []
     for keyword in ("DetectorType", "PositionerType"):
         if keyword not in ds:
