@@ -23,7 +23,7 @@ from typing import Any
 
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer
 
-from pacs_node.engine.job import JSON, ROUTINE, UNSUCCESSFUL, Job, Payload, Status, Step
+from pacs_node.engine.job import ROUTINE, UNSUCCESSFUL, Job, Payload, Status, Step
 
 APPLICATION = "pacs-node"
 #: Raise it only when old payloads can no longer be run by new code.
@@ -230,7 +230,7 @@ def _time(milliseconds: int | None) -> datetime | None:
 
 
 def _job(row: Any) -> Job:
-    payload: dict[str, JSON] = row.input["args"][0] if row.input and row.input["args"] else {}
+    payload: dict[str, Any] = row.input["args"][0] if row.input and row.input["args"] else {}
     created = _time(row.created_at) or datetime.fromtimestamp(0, UTC)
     attributes = row.attributes or {}
     return Job(

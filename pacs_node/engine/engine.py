@@ -44,20 +44,18 @@ class Run:
     def __init__(self, job_id: str, client: Client) -> None:
         self.job_id, self.client = job_id, client
 
-    def step(self, name: str, function: Callable[..., JSON], *args: object) -> JSON:
-        """Run ``function(*args)`` and record what it returns (JSON) before going on.
+    def step(self, name: str, function: Callable[..., JSON], *args: object) -> Any:
+        """Run ``function(*args)`` and record what it returns (JSON) before going on; returns that.
 
         After a crash the recorded value is given again and the function is not called; a step that had not
         ended is called again, so it must come to the same result when it runs twice.
         """
 
-        def as_replayed() -> JSON:
+        def as_replayed() -> Any:
             # Through JSON, so that the first run sees exactly what a recovery will see.
-            value: JSON = json.loads(json.dumps(function(*args)))
-            return value
+            return json.loads(json.dumps(function(*args)))
 
-        result: JSON = DBOS.run_step({"name": name}, as_replayed)
-        return result
+        return DBOS.run_step({"name": name}, as_replayed)
 
     def enqueue(
         self,
@@ -73,7 +71,7 @@ class Run:
         DBOS.enqueue_workflow_with_options(described, dict(payload))
 
 
-Handler = Callable[[Run, dict[str, Any]], JSON]
+Handler = Callable[[Run, dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,8 @@ class Engine:
         self.client.close()
         return not self._running
 
-    def _runner(self, name: str, kind: _Kind) -> Callable[[dict[str, Any]], JSON]:
-        def run(payload: dict[str, Any]) -> JSON:
+    def _runner(self, name: str, kind: _Kind) -> Callable[[dict[str, Any]], Any]:
+        def run(payload: dict[str, Any]) -> Any:
             job_id = str(DBOS.workflow_id)
             with self._lock:
                 self._running.add(job_id)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Payload: TypeAlias = Mapping[str, JSON]
 
 Status = Literal["queued", "delayed", "running", "done", "failed", "cancelled", "dead"]
@@ -37,8 +37,8 @@ class Job:
     created: datetime
     updated: datetime
     attempts: int
-    payload: dict[str, JSON]
-    result: JSON = None
+    payload: dict[str, Any]
+    result: Any = None
     error: str | None = None
 
 
@@ -49,5 +49,5 @@ class Step:
     name: str
     started: datetime | None
     ended: datetime | None
-    result: JSON = None
+    result: Any = None
     error: str | None = None

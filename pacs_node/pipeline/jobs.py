@@ -1,0 +1,342 @@
+"""The node's jobs: what happens to an object from the moment it is durable until its results are delivered.
+
+    object/<key>            reads the header and decides; forwards the original at once; then
+    analyse/<key>           one step for each task, its deliveries enqueued as soon as it is done; then, after
+                            study.quiet_seconds,
+    report/<key>/<n>        the study's report, unless more of the study is on its way: then that comes last
+    deliver/<file>/<destination>/<attempt>      one attempt; a failed one enqueues the next, later
+
+<key> is the object's in the spool, ``<study>/<object>``. Jobs hand each other nothing but keys: what one has
+found out lies beside the object, written before its step ends, so a step that runs twice finds or makes the
+same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from pacs_node.config import Config
+from pacs_node.deliver import open_destination
+from pacs_node.dicom.files import read_header
+from pacs_node.engine.client import Client
+from pacs_node.engine.engine import Engine, Run
+from pacs_node.engine.job import JSON, ROUTINE, UNFINISHED, UNSUCCESSFUL, URGENT, Job, Payload
+from pacs_node.errors import DeliveryError, Refused
+from pacs_node.files import atomic_write, make_folder
+from pacs_node.pipeline.analysis import DONE, FAILED, Analyst, Source, open_source
+from pacs_node.pipeline.node import (
+    ACCELERATOR_QUEUE,
+    ANALYSE,
+    DELIVER,
+    OBJECT,
+    REPORT,
+    REPORT_QUEUE,
+    Node,
+    deliver_queue,
+)
+from pacs_node.pipeline.reporting import ROUTE_FILE, SOURCE_FILE, Reports
+from pacs_node.receive.spool import REPORTS, RESULTS
+from pacs_node.route import decide
+from pacs_node.tasks import Task
+
+log = logging.getLogger(__name__)
+
+#: Analysis runs native code on bytes from outside: an image that ends the process three times is parked. The
+#: other kinds run plain Python, and may be in the middle of something whenever that happens.
+ANALYSE_STARTS, OTHER_STARTS = 3, 20
+#: Requested Procedure Priority, and what older systems copy from the order (retired Study Priority).
+_PRIORITIES = ("RequestedProcedurePriority", "StudyPriorityID")
+
+
+class Jobs:
+    """The handlers. ``current`` gives the configuration as it is when a job starts."""
+
+    def __init__(self, node: Node, current: Callable[[], Config]) -> None:
+        self._node, self._current = node, current
+        self._reports = Reports(node)
+        self._analyst: Analyst | None = None
+        self._open: tuple[str, Source] | None = None
+
+    def register(self, engine: Engine) -> None:
+        """Tell the engine which handler runs which kind."""
+        engine.register(OBJECT, self.object, OTHER_STARTS)
+        engine.register(ANALYSE, self.analyse, ANALYSE_STARTS)
+        engine.register(REPORT, self.report, OTHER_STARTS)
+        engine.register(DELIVER, self.deliver, OTHER_STARTS)
+
+    def analyst(self) -> Analyst:
+        """The models of the configuration as it is now. Raises ModelError."""
+        config = self._current()
+        if self._analyst is None or self._analyst.config != config:
+            self._analyst = Analyst(config)
+        return self._analyst
+
+    # -- object ----------------------------------------------------------------------------------------------
+
+    def object(self, run: Run, payload: dict[str, Any]) -> Any:
+        """Decide about one object, forward it if the rule says so, and have it analysed if it is to be."""
+        key = payload["key"]
+        route = run.step("route", self._route, run, key)
+        if route["forward_original"]:
+            self._enqueue_deliveries(run, f"{key}/received", route["destinations"], route["priority"])
+        if route["tasks"] and not route["refused"]:
+            following = {"key": key, "route": route}
+            run.enqueue(ANALYSE, f"{ANALYSE}/{key}", following, ACCELERATOR_QUEUE, route["priority"])
+        else:
+            # A report that found this object still undecided has left the study to it.
+            self._enqueue_report(run, key, route["priority"])
+        return route
+
+    def _route(self, run: Run, key: str) -> JSON:
+        route = self._decision(key)
+        self._write(key, ROUTE_FILE, route)
+        refused = route["refused"]
+        log.info(
+            "routed",
+            extra={
+                "job": run.job_id,
+                "rule": route["rule"] or "none",
+                "tasks": ",".join(route["tasks"]) or "none",
+                "destinations": ",".join(route["destinations"]) or "none",
+                "refused": refused["code"] if refused else "no",
+            },
+        )
+        return route
+
+    def _decision(self, key: str) -> dict[str, Any]:
+        route: dict[str, Any] = {
+            "rule": None,
+            "tasks": [],
+            "destinations": [],
+            "forward_original": False,
+            "own_result": False,
+            "refused": None,
+            "priority": ROUTINE,
+        }
+        record = self._node.spool.metadata(key)
+        try:
+            header = read_header(self._node.spool.received(key))
+        except Refused as refused:
+            return route | {"refused": refusal(refused)}
+        decision = decide(self._current().rules, header, record["calling_ae"], record["called_ae"])
+        return route | {
+            "rule": decision.rule,
+            "tasks": [str(task) for task in decision.tasks],
+            "destinations": list(decision.destinations),
+            # One that came back would go round and round between the node and the PACS.
+            "forward_original": decision.forward_original and not decision.own_result,
+            "own_result": decision.own_result,
+            "refused": refusal(decision.refusal) if decision.refusal else None,
+            "priority": URGENT if is_urgent(header) else ROUTINE,
+        }
+
+    # -- analyse ---------------------------------------------------------------------------------------------
+
+    def analyse(self, run: Run, payload: dict[str, Any]) -> Any:
+        """Do the tasks that the rule wants, each in its own step, and enqueue what each has made."""
+        key, route = payload["key"], payload["route"]
+        refused = run.step("open", self._opened, run, key)
+        outcomes: dict[str, JSON] = {}
+        for task in [] if refused else route["tasks"]:
+            outcome = run.step(task, self._task, run, key, task)
+            outcomes[task] = outcome
+            if outcome["status"] == DONE:
+                self._enqueue_deliveries(
+                    run, f"{key}/results/{task}", route["destinations"], route["priority"]
+                )
+        self._open = None
+        self._enqueue_report(run, key, route["priority"])
+        return {"refused": refused, "tasks": outcomes}
+
+    def _opened(self, run: Run, key: str) -> Any:
+        """Why the image is refused, or nothing."""
+        try:
+            source, refused = self._source(key), None
+        except Refused as error:
+            source, refused = None, refusal(error)
+            log.info("refused", extra={"job": run.job_id, "code": error.code})
+        warnings = source.radiograph.warnings if source else []
+        self._write(key, SOURCE_FILE, {"refused": refused, "warnings": warnings})
+        return refused
+
+    def _source(self, key: str) -> Source:
+        # Kept from one step of a job to the next, decoded again only after a restart.
+        if self._open is None or self._open[0] != key:
+            self._open = (key, open_source(self._node.spool.received(key), self._current()))
+        return self._open[1]
+
+    def _task(self, run: Run, key: str, name: str) -> Any:
+        task = Task(name)
+        received = datetime.fromisoformat(self._node.spool.metadata(key)["received_at"])
+        results = self._results(key)
+        outcome = self.analyst().attempt(self._source(key), task, results / f"{task}.dcm", received)
+        self._write(key, f"{task}.json", outcome)
+        log.info(
+            "task " + outcome["status"],
+            extra={"job": run.job_id, "task": name, "seconds": outcome["seconds"]},
+        )
+        return outcome
+
+    # -- report ----------------------------------------------------------------------------------------------
+
+    def report(self, run: Run, payload: dict[str, Any]) -> Any:
+        """Make the study's report if nothing more of the study is on its way, and enqueue it."""
+        made = run.step("report", self._report, run, payload["key"])
+        if "file" in made:
+            self._enqueue_deliveries(run, made["file"], made["destinations"], payload["priority"])
+        return made
+
+    def _report(self, run: Run, key: str) -> Any:
+        study = key.partition("/")[0]
+        client = run.client
+        under_way = client.find(prefix=[f"{OBJECT}/{study}/", f"{ANALYSE}/{study}/"], status=UNFINISHED)
+        # This queue runs one job at a time, so two reports never leave the study to each other.
+        later = client.find(prefix=f"{REPORT}/{study}/", status=["queued", "delayed"])
+        waiting = [job.id for job in (*under_way, *later) if job.key != key]
+        if waiting:
+            log.info("report left to a later object", extra={"job": run.job_id, "waiting_for": waiting[0]})
+            return {"left_to": waiting}
+        made = self._reports.make(study)
+        log.info(
+            "report", extra={"job": run.job_id, **{k: v for k, v in made.items() if k != "destinations"}}
+        )
+        return made
+
+    # -- deliver ---------------------------------------------------------------------------------------------
+
+    def deliver(self, run: Run, payload: dict[str, Any]) -> Any:
+        """Try once to deliver one file; if that fails and may succeed later, enqueue the next attempt."""
+        file, name, attempt = payload["file"], payload["destination"], payload["attempt"]
+        sent = run.step("send", self._send, run, file, name)
+        retry = self._current().deliver.retry
+        if sent["delivered"]:
+            return sent
+        if sent["transient"] and attempt < retry.attempts:
+            delay = min(retry.max_seconds, retry.first_seconds * 2 ** min(attempt - 1, 30))
+            self._enqueue_attempt(run, file, name, payload["priority"], attempt + 1, delay)
+            return sent | {"next_in_seconds": delay}
+        # A dead letter: it stays as a failed job, with its file, until someone retries or cancels it.
+        raise DeliveryError(name, str(sent["reason"]), transient=False)
+
+    def _send(self, run: Run, file: str, name: str) -> JSON:
+        config = self._current()
+        settings = config.destinations.get(name)
+        try:
+            if settings is None:
+                reason = "this destination is no longer in the configuration"
+                raise DeliveryError(name, reason, transient=False)
+            destination = open_destination(name, settings, config.node.ae_title)
+            destination.send([self._node.spool.root / f"{file}.dcm"])
+        except DeliveryError as error:
+            log.warning("not delivered", extra={"job": run.job_id, "reason": error.reason})
+            return {"delivered": False, "transient": error.transient, "reason": error.reason}
+        log.info("delivered", extra={"job": run.job_id})
+        return {"delivered": True}
+
+    # -- maintenance -----------------------------------------------------------------------------------------
+
+    def settle(self, client: Client) -> None:
+        """See to it that a study gets its report although an object's job was parked, failed or cancelled.
+
+        What such a job has not done is recorded as failed, which the report says; it is not a negative
+        finding.
+        """
+        for job in client.find(kind=[OBJECT, ANALYSE], status=UNSUCCESSFUL):
+            reports = client.find(prefix=f"{REPORT}/{job.key}/")
+            if any(report.created >= job.updated for report in reports):
+                continue
+            reason = f"the analysis was {job.status}" + (f" ({job.error})" if job.error else "")
+            for task in job.payload.get("route", {}).get("tasks", []):
+                if not (self._results(job.key) / f"{task}.json").exists():
+                    self._write(job.key, f"{task}.json", {"task": task, "status": FAILED, "error": reason})
+            log.warning("object without a result", extra={"job": job.id, "status": job.status})
+            client.enqueue(*self._report_job(job.key, len(reports) + 1, job.priority))
+
+    def purge(self, client: Client, now: datetime | None = None) -> int:
+        """Remove what is older than the retention, with its jobs; the number of objects removed.
+
+        Kept, however old, is what has unfinished jobs, and what could not be delivered and nobody has given
+        up.
+        """
+        cutoff = (now or datetime.now(UTC)) - timedelta(days=self._current().retention.days)
+
+        def is_open(key: str) -> bool:
+            jobs = _jobs_of(client, key) + _report_deliveries(client, key.partition("/")[0])
+            return any(
+                job.status in UNFINISHED or (job.kind == DELIVER and job.status in ("failed", "dead"))
+                for job in jobs
+            )
+
+        removed = self._node.spool.purge(cutoff, is_open)
+        for key in removed:
+            client.purge([job.id for job in _jobs_of(client, key)])
+        for study in {key.partition("/")[0] for key in removed} - set(self._node.spool.studies()):
+            client.purge([job.id for job in _report_deliveries(client, study)])
+        if removed:
+            log.info("purged", extra={"objects": len(removed)})
+        return len(removed)
+
+    # -- what several of them need ---------------------------------------------------------------------------
+
+    def _enqueue_deliveries(self, run: Run, file: str, destinations: Iterable[str], priority: int) -> None:
+        for name in destinations:
+            self._enqueue_attempt(run, file, name, priority, 1, 0)
+
+    def _enqueue_attempt(
+        self, run: Run, file: str, name: str, priority: int, attempt: int, delay: float
+    ) -> None:
+        payload: dict[str, JSON] = {
+            "key": file,
+            "file": file,
+            "destination": name,
+            "priority": priority,
+            "attempt": attempt,
+        }
+        job_id = f"{DELIVER}/{file}/{name}/{attempt}"
+        run.enqueue(DELIVER, job_id, payload, deliver_queue(name), priority, delay)
+
+    def _enqueue_report(self, run: Run, key: str, priority: int) -> None:
+        number = run.step("count reports", lambda: len(run.client.find(prefix=f"{REPORT}/{key}/")) + 1)
+        run.enqueue(*self._report_job(key, number, priority))
+
+    def _report_job(self, key: str, number: int, priority: int) -> tuple[str, str, Payload, str, int, float]:
+        payload: dict[str, JSON] = {"key": key, "priority": priority}
+        delay = self._current().study.quiet_seconds
+        return REPORT, f"{REPORT}/{key}/{number}", payload, REPORT_QUEUE, priority, delay
+
+    def _results(self, key: str) -> Path:
+        folder = self._node.spool.folder(key) / RESULTS
+        make_folder(folder)
+        return folder
+
+    def _write(self, key: str, name: str, record: Mapping[str, JSON]) -> None:
+        atomic_write(self._results(key) / name, json.dumps(record, indent=1, ensure_ascii=False).encode())
+
+
+def refusal(refused: Refused) -> dict[str, JSON]:
+    """A refusal as it is recorded."""
+    return {"code": refused.code, "reason": refused.reason, "remedy": refused.remedy}
+
+
+def is_urgent(header: Dataset) -> bool:
+    """Whether the request was STAT or HIGH (see _PRIORITIES)."""
+    priorities = [str(header.get(keyword) or "") for keyword in _PRIORITIES]
+    return any(priority.strip().upper() in ("STAT", "HIGH") for priority in priorities)
+
+
+def _jobs_of(client: Client, key: str) -> list[Job]:
+    # The first two by their very ids: another object's key may begin with this one.
+    own = [client.get(f"{OBJECT}/{key}"), client.get(f"{ANALYSE}/{key}")]
+    others = client.find(prefix=[f"{REPORT}/{key}/", f"{DELIVER}/{key}/"])
+    return [job for job in own if job is not None] + others
+
+
+def _report_deliveries(client: Client, study: str) -> list[Job]:
+    return client.find(prefix=f"{DELIVER}/{study}/{REPORTS}/")

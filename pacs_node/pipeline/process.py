@@ -1,0 +1,47 @@
+"""What every long-running process of the node does alike: end on SIGTERM, reload on SIGHUP, not outlive its
+parent.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+_TICK_SECONDS = 1.0
+
+
+class Signals:
+    """SIGTERM and SIGINT ask the process to end, SIGHUP to reload. Install from the main thread."""
+
+    def __init__(self, parent: int | None = None) -> None:
+        """``parent``: the process id of a supervisor; when it is gone, that is taken as SIGTERM."""
+        self._parent = parent
+        self._wake = threading.Event()
+        self._reload = False
+        self.stopping = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_reload)
+
+    def wait(self) -> bool:
+        """Sleep a second, or less when a signal comes; false when the process is to end."""
+        self._wake.wait(_TICK_SECONDS)
+        self._wake.clear()
+        if self._parent is not None and os.getppid() != self._parent:
+            self.stopping = True
+        return not self.stopping
+
+    def take_reload(self) -> bool:
+        """Whether a SIGHUP has come since the last call."""
+        asked, self._reload = self._reload, False
+        return asked
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+        self._wake.set()
+
+    def _on_reload(self, number: int, frame: FrameType | None) -> None:
+        self._reload = True
+        self._wake.set()

@@ -1,0 +1,116 @@
+"""The supervisor: keeps a receiver and a worker process running, and passes SIGTERM and SIGHUP on to them.
+
+It holds no work of its own, so its death loses nothing: its children notice and end, and everything that was
+received goes on at the next start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pacs_node.pipeline.process import Signals
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
+#: A process that ran this long was not failing at its start: the next restart is prompt again.
+STEADY_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+
+@dataclass
+class Child:
+    """One process that is kept alive."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    failures: int = 0
+    not_before: float = field(default=0.0)
+
+    def start(self) -> None:
+        """Start it."""
+        self.process = subprocess.Popen(self.command)
+        self.started = time.monotonic()
+        log.info("started", extra={"child": self.name, "pid": self.process.pid})
+
+    def tend(self) -> None:
+        """Start it if it does not run and its time has come."""
+        if self.process is None:
+            if time.monotonic() >= self.not_before:
+                self.start()
+            return
+        code = self.process.poll()
+        if code is None:
+            return
+        self.process = None
+        self.failures = 0 if time.monotonic() - self.started > STEADY_SECONDS else self.failures + 1
+        delay = backoff(self.failures)
+        self.not_before = time.monotonic() + delay
+        ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        log.error("ended by itself", extra={"child": self.name, "by": ended, "restart_in_seconds": delay})
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+
+def backoff(failures: int) -> float:
+    """Seconds until a restart after so many early ends in a row: at once, then 0.5 s doubling up to 30 s."""
+    if failures <= 1:
+        return 0.0
+    return float(min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (failures - 2)))
+
+
+def run(config_path: Path, children: tuple[str, ...] = ("receiver", "worker")) -> int:
+    """Supervise until SIGTERM or SIGINT; the exit code."""
+    signals = Signals()
+    kept = [
+        Child(
+            name,
+            [
+                sys.executable,
+                "-m",
+                f"pacs_node.pipeline.{name}",
+                "--config",
+                str(config_path),
+                "--parent",
+                str(os.getpid()),
+            ],
+        )
+        for name in children
+    ]
+    while True:
+        for child in kept:
+            child.tend()
+        if not signals.wait():
+            break
+        if signals.take_reload():
+            log.info("reloading")
+            for child in kept:
+                child.send(signal.SIGHUP)
+    log.info("stopping")
+    for child in kept:
+        child.send(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    for child in kept:
+        if child.process is None:
+            continue
+        try:
+            child.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            # Everything it had not finished is recorded and goes on at the next start.
+            log.error("did not end in time and is killed", extra={"child": child.name})
+            child.process.kill()
+            child.process.wait()
+    log.info("stopped")
+    return 0
