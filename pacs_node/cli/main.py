@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import typer
 
+from pacs_node.cli import models
+
 app = typer.Typer(
     name="pacs-node",
     no_args_is_help=True,
@@ -14,6 +16,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="The AI node for chest radiographs that stands beside a PACS. Research software: not for diagnosis.",
 )
+for commands in (models,):
+    commands.register(app)
+
+serve.register(app)
+analyze.register(app)
+jobs.register(app)
 
 
 def main() -> None:
