@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from pacs_node.cli import models
+from pacs_node.cli import analyze, jobs, models, serve
 
 app = typer.Typer(
     name="pacs-node",
