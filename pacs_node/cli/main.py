@@ -16,12 +16,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="The AI node for chest radiographs that stands beside a PACS. Research software: not for diagnosis.",
 )
-for commands in (models,):
+for commands in (serve, analyze, jobs, models):
     commands.register(app)
-
-serve.register(app)
-analyze.register(app)
-jobs.register(app)
 
 
 def main() -> None:
