@@ -12,6 +12,9 @@ import sys
 from datetime import UTC, datetime
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_ENGINES = frozenset(
+    {"applicationID", "applicationVersion", "executorID", "operationUUID"}
+)  # dbos adds these
 _LOOKS_PLAIN = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789äöü_-+./:@%,;()[]#*~<>|&!?^$'"
 )
@@ -28,7 +31,9 @@ class Line(logging.Formatter):
         """The line, without its end; a traceback, if there is one, follows on the same line."""
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         parts = [when.replace("+00:00", "Z"), f"{record.levelname:<7}", self._process, record.getMessage()]
-        parts += [f"{key}={_value(value)}" for key, value in vars(record).items() if key not in _OWN]
+        parts += [
+            f"{key}={_value(value)}" for key, value in vars(record).items() if key not in _OWN | _ENGINES
+        ]
         if record.exc_info:
             parts.append(f"traceback={_value(self.formatException(record.exc_info))}")
         return " ".join(parts).replace("\n", "\\n")
@@ -43,6 +48,8 @@ def configure(process: str, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # What it says of every association our own lines say better, and its errors come to us as results.
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
 
 def _value(value: object) -> str:

@@ -142,6 +142,8 @@ class Engine:
         """
         for event in self._dbos.background_thread_stop_events:
             event.set()
+        # A poll that is under way may still start a job: let it end.
+        time.sleep(POLLING_SECONDS + 0.1)
         deadline = time.monotonic() + grace_seconds
         while self._running and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -80,10 +80,7 @@ class Analyst:
 
     def settings(self, task: Task) -> Settings:
         """How the configuration wants that task's model to run."""
-        infer = self.config.infer
-        # Providers that nobody asked for are no reason for a warning when they are not installed.
-        asked = infer.providers if "providers" in infer.model_fields_set else None
-        return Settings(asked, infer.threads, steps=getattr(infer.steps, task.value, None))
+        return Settings.configured(self.config.infer, task)
 
     def model(self, task: Task) -> Model:
         """The model of ``task``, loaded. Raises ModelError."""
