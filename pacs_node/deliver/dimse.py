@@ -9,6 +9,8 @@ Little Endian, with the same pixel values.
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pydicom
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
+from pynetdicom.dsutils import split_dataset
 from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.transport import AssociationSocket
 
 from pacs_node.deliver import Report, silent
 from pacs_node.deliver.failures import Failure, Failures, is_warning, meaning
@@ -72,8 +76,15 @@ class DicomDestination:
         for batch in _batches(paths, failures):
             contexts = [build_context(sop_class, list(syntaxes)) for sop_class, syntaxes in _proposals(batch)]
             with self._association(contexts) as association:
+                lost = ""
                 for file in batch:
-                    failure = self._store(association, file)
+                    try:
+                        if lost:
+                            raise _AssociationLostError(lost)
+                        failure = self._store(association, file)
+                    except _AssociationLostError as error:
+                        failure = Failure(file.sop_instance_uid, str(error), transient=True)
+                        lost = "not sent: the association was lost"
                     if failure is None:
                         failures.taken(file.path)
                     else:
@@ -81,10 +92,8 @@ class DicomDestination:
         failures.raise_if_any()
 
     def _store(self, association: Any, file: FileToSend) -> Failure | None:
-        """Send one file; what went wrong."""
+        """Send one file; what went wrong with it. Raises _AssociationLostError."""
         uid = file.sop_instance_uid
-        if not association.is_established:
-            return Failure(uid, "not sent: the association was lost", transient=True)
         accepted = {
             context.transfer_syntax[0]
             for context in association.accepted_contexts
@@ -93,7 +102,8 @@ class DicomDestination:
         association.dimse_timeout = self._settings.timeout + file.size / _SLOWEST
         try:
             if file.transfer_syntax_uid in accepted:
-                status = association.send_c_store(file.path)
+                with _of_even_length(file) as path:
+                    status = association.send_c_store(path)
             elif accepted & set(UNCOMPRESSED):
                 log.info(
                     "%s does not take %s in %s: sent decoded, with the same pixel values",
@@ -106,14 +116,17 @@ class DicomDestination:
                 return Failure(uid, self._refusal(file), transient=False)
         except NotSendableError as error:
             return Failure(uid, str(error), transient=False)
-        except (OSError, RuntimeError) as error:
-            return Failure(uid, f"not sent: {error}", transient=True)
+        except OSError as error:
+            return Failure(uid, error.strerror or str(error), transient=True)
+        except RuntimeError as error:  # what pynetdicom says of an association that has ended
+            raise _AssociationLostError(f"not sent: {error}") from error
         return self._judge(uid, status)
 
     def _judge(self, uid: str, status: Any) -> Failure | None:
+        """What a C-STORE response means. Raises _AssociationLostError if there was none."""
         code = status.get("Status")
         if code is None:
-            return Failure(uid, "no answer to C-STORE: timed out or aborted", transient=True)
+            raise _AssociationLostError("no answer to C-STORE: timed out or aborted")
         comment = str(status.get("ErrorComment") or "")
         if code == 0:
             return None
@@ -134,7 +147,7 @@ class DicomDestination:
     def _association(self, contexts: Sequence[PresentationContext]) -> Iterator[Any]:
         """An association with the destination, released in the end. Raises DeliveryError if there is none."""
         settings = self._settings
-        ae = AE(ae_title=self._calling)
+        ae = _RequestingAE(ae_title=self._calling)
         ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
         ae.maximum_pdu_size = _MAX_PDU
@@ -178,6 +191,45 @@ class DicomDestination:
         return DeliveryError(
             self.name, f"no connection to {place}: nothing listens, or a firewall is between"
         )
+
+
+class _AssociationLostError(Exception):
+    """There is no use in sending anything more over this association."""
+
+
+class _Socket(AssociationSocket):  # type: ignore[misc]
+    """pynetdicom's socket leaves the descriptor of a connection that was refused to the garbage collector."""
+
+    def _shutdown_socket(self) -> None:
+        connection = self.socket
+        super()._shutdown_socket()
+        if connection is not None:
+            connection.close()
+
+
+class _RequestingAE(AE):  # type: ignore[misc]
+    def _create_socket(self, association: Any, address: Any, tls: Any) -> Any:
+        created = super()._create_socket(association, address, tls)
+        created.__class__ = _Socket
+        return created
+
+
+@contextmanager
+def _of_even_length(file: FileToSend) -> Iterator[Path]:
+    """The file, or a copy with the null byte that a deflated data set of odd length lacks (PS3.5 A.5).
+
+    A fragment on the network has an even length (PS3.8 9.3.5.1); some destinations abort at an odd one.
+    """
+    _, offset = split_dataset(file.path)
+    if (file.size - offset) % 2 == 0:
+        yield file.path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".dcm") as padded:
+        with file.path.open("rb") as source:
+            shutil.copyfileobj(source, padded)
+        padded.write(b"\0")
+        padded.flush()
+        yield Path(padded.name)
 
 
 def _batches(paths: Sequence[Path], failures: Failures) -> Iterator[list[FileToSend]]:
