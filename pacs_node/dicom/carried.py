@@ -12,7 +12,12 @@ import re
 from copy import deepcopy
 from datetime import datetime
 
+from pydicom.charset import convert_encodings
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
+from pydicom.valuerep import PersonName
 
 from pacs_node.dicom.derivation import Derivation
 
@@ -78,6 +83,8 @@ IMAGE = [*_FRAME, *_ACQUISITION, *_SPACING, *_DISPLAY]
 SPACING = [*_FRAME, *_SPACING]
 ACQUISITION = [*_FRAME, *_ACQUISITION]
 
+_TEXT = ("SH", "LO", "ST", "LT", "UT", "UC")
+
 _WINDOW = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence")
 
 _TYPE_2 = words("""
@@ -90,26 +97,49 @@ def carry(target: Dataset, source: Dataset, keywords: list[str]) -> None:
     """Copy the elements of ``keywords`` that the source has, without anything private inside."""
     for keyword in keywords:
         if keyword in source:
-            element = deepcopy(source[keyword])
-            if element.VR == "SQ":
-                for item in element.value:
-                    item.remove_private_tags()
-            target[keyword] = element
+            _copy(target, source, source.get_item(keyword).tag)
 
 
 def carry_identity(target: Dataset, source: Dataset) -> None:
     """Patient, study and order of the source; what must be there but is not becomes empty (type 2)."""
     for tag in source.keys():  # noqa: SIM118  (iterating a Dataset gives elements)
         if tag.group in _PATIENT_GROUPS:
-            element = deepcopy(source[tag])
-            if element.VR == "SQ":
-                for item in element.value:
-                    item.remove_private_tags()
-            target[tag] = element
+            _copy(target, source, tag)
     carry(target, source, IDENTITY)
     for keyword in _TYPE_2:
         if keyword not in target:
             setattr(target, keyword, None)
+
+
+def _copy(target: Dataset, source: Dataset, tag: BaseTag) -> None:
+    """Copy one element. Text that is not ASCII goes over as its bytes.
+
+    Decoding could lose what does not fit the Specific Character Set, and the PACS would see another name.
+    """
+    raw: object = source.get_item(tag)
+    if isinstance(raw, RawDataElement) and raw.value and not raw.value.isascii():
+        vr = raw.VR or (dictionary_VR(tag) if dictionary_has_tag(tag) else "UN")
+        charset = source.get("SpecificCharacterSet") or None
+        if vr == "PN":
+            target[tag] = DataElement(tag, vr, PersonName(raw.value, convert_encodings(charset)))
+            return
+        if vr in _TEXT:
+            target[tag] = DataElement(tag, vr, raw.value, already_converted=True)
+            return
+    element = deepcopy(source[tag])
+    if element.VR == "SQ":
+        for item in element.value:
+            item.remove_private_tags()
+    target[tag] = element
+
+
+def number(source: Dataset, keyword: str, otherwise: int) -> int:
+    """A whole number of the source, or ``otherwise`` where it has none that fits an IS."""
+    try:
+        value = int(source.get(keyword))
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+    return value if 0 <= value < 1 << 31 else otherwise
 
 
 def drop_window(target: Dataset) -> None:
@@ -171,9 +201,5 @@ def series_number(source: Dataset, derivation: Derivation | None) -> int:
 
     One number for each source series and task (the report: 9), out of the way of what modalities count.
     """
-    try:
-        number = abs(int(source.get("SeriesNumber") or 0))
-    except (TypeError, ValueError):
-        number = 0
     place = _REPORT_PLACE if derivation is None else _PLACES[derivation.task]
-    return _SERIES_BASE + number % 100_000 * 10 + place
+    return _SERIES_BASE + number(source, "SeriesNumber", 0) % 100_000 * 10 + place

@@ -10,6 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID
 
 from pacs_node.dicom.codestream import inspect
 from pacs_node.errors import Refused
@@ -60,8 +61,10 @@ def decode(ds: Dataset, max_pixels: int) -> Stored:
     rows, columns = _check_size(ds, max_pixels)
     allocated, bits, signed = _check_bits(ds)
     syntax = ds.file_meta.get("TransferSyntaxUID") if hasattr(ds, "file_meta") else None
-    if syntax is None:
-        raise Refused("transfer-syntax", "the object does not say its Transfer Syntax UID", _DEVICE)
+    if not isinstance(syntax, UID) or not (syntax.is_private or syntax.is_transfer_syntax):
+        raise Refused("transfer-syntax", "the object has no Transfer Syntax UID that is one", _DEVICE)
+    if syntax.is_private:
+        raise Refused("transfer-syntax", f"there is no decoder for the private syntax {syntax}", _AGAIN)
     if syntax.is_compressed and not syntax.is_deflated:
         _check_frame(ds, rows, columns, syntax.name)
     else:
@@ -80,7 +83,7 @@ def _integer(ds: Dataset, keyword: str) -> int:
 
 
 def _check_kind(ds: Dataset) -> None:
-    if "PixelData" not in ds or not ds.get("PixelData"):
+    if not isinstance(ds.get("PixelData"), bytes) or not ds.PixelData:
         raise Refused("no-pixel-data", "the object has no Pixel Data", "Send an image with pixels")
     photometric = str(ds.get("PhotometricInterpretation") or "")
     if not photometric:

@@ -65,7 +65,7 @@ def derived_image(
     ds.Modality = source.get("Modality") or SUPPORTED[source.SOPClassUID]
     ds.SeriesNumber = carried.series_number(source, derivation)
     ds.SeriesDescription = f"{derivation.title} - {NOT_FOR_DIAGNOSIS}"
-    ds.InstanceNumber = source.get("InstanceNumber") or 1
+    ds.InstanceNumber = carried.number(source, "InstanceNumber", 1)
     ds.ImageType = ["DERIVED", "SECONDARY", "", IMAGE_TYPE_VALUE_4[derivation.task]]
     carried.set_content_date(ds, source, derivation.created)
     describe(ds, source, derivation)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import config, dcmread
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_file_meta_info
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from pacs_node.dicom.uids import is_uid
 from pacs_node.errors import Refused
@@ -20,6 +27,11 @@ from pacs_node.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VE
 
 # The values of others are taken as they are: pydicom's own judgement of each would only warn, once a value.
 config.settings.reading_validation_mode = config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.ERROR)
+
+log = logging.getLogger(__name__)
+
+_TEXT = frozenset({"PN", "SH", "LO", "ST", "LT", "UT", "UC"})
 
 HEADER_BYTES = 16 << 20
 """How much of a deflated data set is inflated when only the header is wanted."""
@@ -123,19 +135,52 @@ def _read(path: Path, max_bytes: int, *, header_only: bool) -> Dataset:
         raise Refused("not-dicom", "the file holds no data elements", _NOT_DICOM)
     if not header_only:
         _check_last_element(ds)
+    _drop_unusable(ds.file_meta)
+    _drop_unusable(ds)
     return ds
+
+
+def _drop_unusable(ds: Dataset) -> None:
+    """Remove elements that nobody could use: a value that does not convert, or a sequence where none belongs.
+
+    Text stays undecoded here, so that it can be carried over byte for byte.
+    """
+    for tag in list(ds.keys()):
+        element: object = ds.get_item(tag, keep_deferred=True)
+        known = dictionary_VR(tag) if dictionary_has_tag(tag) else None
+        if isinstance(element, RawDataElement):
+            if element.value is None and element.length:  # left in the file
+                continue
+            if (element.VR or known) in _TEXT:
+                continue
+        try:
+            value = ds[tag]
+        # pydicom raises ValueError, NotImplementedError, struct.error … for whatever is wrong with the bytes.
+        except Exception as error:  # noqa: BLE001
+            log.debug("dropped %s, which does not parse (%s)", tag, error.__class__.__name__)
+            del ds[tag]
+            continue
+        if known is not None and (value.VR == "SQ") != (known == "SQ"):
+            del ds[tag]
+        elif value.VR == "SQ":
+            for item in value.value:
+                _drop_unusable(item)
 
 
 def _parse(path: Path, file: BinaryIO, max_bytes: int, *, bare: bool, header_only: bool) -> Dataset:
     meta = FileMetaDataset() if bare else read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return _parse_deflated(file, meta, max_bytes, header_only=header_only)
-    return dcmread(
-        file if not header_only else path,
+    ds = dcmread(
+        path if header_only else file,
         force=bare,
         stop_before_pixels=header_only,
         defer_size=DEFERRED_BYTES if header_only else None,
     )
+    if "TransferSyntaxUID" not in ds.file_meta:
+        implicit, _ = ds.original_encoding
+        ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return ds
 
 
 def _parse_deflated(file: BinaryIO, meta: FileMetaDataset, max_bytes: int, *, header_only: bool) -> Dataset:

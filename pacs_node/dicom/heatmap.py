@@ -59,7 +59,7 @@ def heatmap_image(
     ds.Modality = source.get("Modality") or "OT"
     ds.SeriesNumber = carried.series_number(source, derivation)
     ds.SeriesDescription = f"AI anomaly heatmap - {NOT_FOR_DIAGNOSIS}"
-    ds.InstanceNumber = source.get("InstanceNumber") or 1
+    ds.InstanceNumber = carried.number(source, "InstanceNumber", 1)
     ds.ImageType = ["DERIVED", "SECONDARY", "", "ANOMALY_HEATMAP"]
     ds.ConversionType = "WSD"
     carried.set_content_date(ds, source, derivation.created)

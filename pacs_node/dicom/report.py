@@ -14,7 +14,6 @@ is ASCII, so that it goes with the Specific Character Set in which the patient's
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -143,7 +142,7 @@ def study_report(
     ds.Modality = "SR"
     ds.SeriesNumber = carried.series_number(first, None)
     ds.SeriesDescription = f"AI report - {NOT_FOR_DIAGNOSIS}"
-    ds.InstanceNumber = 1 if predecessor is None else int(predecessor.get("InstanceNumber") or 0) + 1
+    ds.InstanceNumber = 1 if predecessor is None else carried.number(predecessor, "InstanceNumber", 0) + 1
     identity.set_general_equipment(ds, *derivations)
     ds.ContributingEquipmentSequence = identity.contributing_equipment(first, *derivations)
     ds.ContentQualification = _qualification(derivations)
@@ -161,14 +160,10 @@ def study_report(
 def _in_order(sources: Sequence[SourceResult]) -> list[SourceResult]:
     """By Series Number, Instance Number and UID, whatever order the images came in."""
 
-    def key(source: SourceResult) -> tuple[float, float, str]:
-        def number(keyword: str) -> float:
-            try:
-                return float(source.header.get(keyword) or 0)
-            except (TypeError, ValueError):
-                return math.inf
-
-        return number("SeriesNumber"), number("InstanceNumber"), str(source.header.SOPInstanceUID)
+    def key(source: SourceResult) -> tuple[int, int, str]:
+        header = source.header
+        order = (carried.number(header, k, 0) for k in ("SeriesNumber", "InstanceNumber"))
+        return (*order, str(header.SOPInstanceUID))  # type: ignore[return-value]
 
     return sorted(sources, key=key)
 
