@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from pacs_node.cli import analyze, config, explain, jobs, models, serve
+from pacs_node.cli import analyze, config, demo, explain, jobs, models, network, serve
 
 app = typer.Typer(
     name="pacs-node",
@@ -16,7 +16,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="The AI node for chest radiographs that stands beside a PACS. Research software: not for diagnosis.",
 )
-for commands in (serve, analyze, jobs, models, config, explain):
+for commands in (serve, demo, analyze, jobs, models, network, config, explain):
     commands.register(app)
 
 
