@@ -106,7 +106,6 @@ def _list(config: Config) -> int:
     from pacs_node.infer import shipped_models
     from pacs_node.infer.catalog import scan
     from pacs_node.infer.providers import choices
-    from pacs_node.tasks import Task
 
     shipped = shipped_models()
     cards, problems = scan([shipped, *config.models.folders])
@@ -115,7 +114,7 @@ def _list(config: Config) -> int:
         table.add_column(column, overflow="fold", no_wrap=column != "from")
     reasons: dict[str, None] = {}
     for card in cards:
-        choice = choices(_settings(config, card), exact=card.task is Task.ANOMALY)[0]
+        choice = choices(_settings(config, card), exact=all(map(card.exact, card.files)))[0]
         runs_on = f"{choice.provider.removesuffix('ExecutionProvider')} {choice.precision}"
         reasons[f"{runs_on}: {'; '.join((choice.reason, *choice.warnings))}."] = None
         table.add_row(

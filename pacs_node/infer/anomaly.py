@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 from pacs_node.conditions import Conditions
 from pacs_node.errors import ModelError
 from pacs_node.infer.cards import Card
-from pacs_node.infer.contract import CONTRACT
 from pacs_node.infer.diffusion import Count, encode, run_parameters
 from pacs_node.infer.geometry import Frame, check_image, resize
 from pacs_node.infer.providers import Settings, open_session
 from pacs_node.infer.results import AnomalyResult, Finding, Progress
-from pacs_node.tasks import Task
 
 Array = NDArray[np.float32]
 
@@ -47,8 +45,7 @@ class Anomaly:
         if card.anomaly is None:
             raise ModelError(f"{card.folder}: the card has no [anomaly]. Add it.")
         self.card, self.settings, self._part = card, settings, card.anomaly
-        graph = CONTRACT[Task.ANOMALY]["model"]
-        self._model = open_session(card.path("model"), graph, card.input.size, settings, exact=True)
+        self._model = open_session(card, "model", settings)
         self.sessions = (self._model,)
 
     def __call__(

@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 
 from pacs_node.conditions import Conditions
 from pacs_node.infer.cards import Card
-from pacs_node.infer.contract import CONTRACT
 from pacs_node.infer.diffusion import Count, Diffusion, decode_difference, encode, run_parameters
 from pacs_node.infer.geometry import Frame, check_image
 from pacs_node.infer.providers import Settings, open_session
 from pacs_node.infer.results import ImageResult, Progress
-from pacs_node.tasks import Task
 
 Array = NDArray[np.float32]
 
@@ -29,11 +27,8 @@ class BoneSuppression:
 
     def __init__(self, card: Card, settings: Settings) -> None:
         self.card, self.settings = card, settings
-        graphs = CONTRACT[Task.BONE_SUPPRESSION]
-        self.sessions = tuple(
-            open_session(card.path(role), graphs[role], card.input.size, settings)
-            for role in ("encoder", "denoiser", "decoder")
-        )
+        roles = ("encoder", "denoiser", "decoder")
+        self.sessions = tuple(open_session(card, role, settings) for role in roles)
         self._encoder, self._denoiser, self._decoder = self.sessions
         self._diffusion = Diffusion(card, self._denoiser, settings)
 

@@ -11,6 +11,7 @@ measured at::
     intended_use = "…"
     qualification = "RESEARCH"          # or "PRODUCT"; DICOM Content Qualification (0018,9004)
     licence = "Apache-2.0"
+    full_precision = ["decoder"]        # roles that lose by bf16 and always run in f32; optional
 
     [files]                             # role -> file in this folder; the roles stand in contract.py
     encoder = "encoder.onnx"
@@ -76,6 +77,9 @@ from pacs_node.tasks import Task
 
 CARD = "card.toml"
 MAX_CARD_BYTES = 1 << 20
+
+# What changes a model's results; all else in a card is prose.
+_BEHAVIOUR = {"task", "full_precision", "files", "digests", "input", "diffusion", "sampler", "anomaly"}
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
 # A plain name in the model's own folder: no folders, nothing hidden, so it cannot lead outside.
@@ -205,6 +209,7 @@ class Card(Part):
     intended_use: Text = Field(description="what the model may be used for")
     qualification: Literal["RESEARCH", "PRODUCT"] = Field(description='"RESEARCH" or "PRODUCT"')
     licence: Text = Field(description="the licence of the weights")
+    full_precision: list[str] = Field([], description="a list of the roles that must run in f32")
     files: dict[str, FileName] = Field(description="a table of the task's roles, each with a plain file name")
     digests: dict[FileName, Digest] = Field(
         description='a table of every file with "sha256:" and its 64 hexadecimal digits (sha256sum FILE)'
@@ -226,6 +231,8 @@ class Card(Part):
             raise ValueError(
                 f"[files] must name exactly {names(roles)} for {self.task}, not {names(self.files)}"
             )
+        if strange := set(self.full_precision) - roles:
+            raise ValueError(f"full_precision names {names(strange)}; the roles are {names(roles)}")
         if without := set(self.files.values()) - set(self.digests):
             raise ValueError(f"[digests] lacks {names(without)}; add what sha256sum prints for it")
         wanted = {"anomaly"} if self.task is Task.ANOMALY else {"diffusion", "sampler"}
@@ -249,14 +256,17 @@ class Card(Part):
     @property
     def digest(self) -> str:
         """``sha256:…`` over all that changes the model's results: the files' digests and how they are run."""
-        behaviour = self.model_dump(
-            mode="json", include={"task", "files", "digests", "input", "diffusion", "sampler", "anomaly"}
-        )
+        # Defaults are left out, so that a key that cards gain later leaves the digests of older cards alone.
+        behaviour = self.model_dump(mode="json", include=_BEHAVIOUR, exclude_defaults=True)
         return "sha256:" + hashlib.sha256(json.dumps(behaviour, sort_keys=True).encode()).hexdigest()
 
     def path(self, role: str) -> Path:
         """The ONNX file of one role, such as ``denoiser``."""
         return self._folder / self.files[role]
+
+    def exact(self, role: str) -> bool:
+        """Whether the role runs in f32 even where bf16 is faster: a score, as its threshold was found so."""
+        return self.task is Task.ANOMALY or role in self.full_precision
 
     def verify(self) -> None:
         """Compare every file with its digest, and ONNX external data with the folder.

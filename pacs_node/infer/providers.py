@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pacs_node.errors import ModelError
-from pacs_node.infer.contract import Graph
+from pacs_node.infer.cards import Card
+from pacs_node.infer.contract import CONTRACT, Graph
 from pacs_node.tasks import Task
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def native_bf16() -> str | None:
 def choices(settings: Settings, *, exact: bool = False, there: Sequence[str] | None = None) -> list[Choice]:
     """The providers to try, best first; never empty.
 
-    ``exact`` is for models whose score is compared with a threshold found in f32: they keep f32. ``there``
-    replaces available(). Raises ModelError if nothing asked for is there, or on an unknown word.
+    ``exact``: f32 whatever the processor has (Card.exact). ``there`` replaces available().
+    Raises ModelError if nothing asked for is there, or on an unknown word.
     """
     there = available() if there is None else there
     asked = settings.providers or DEFAULT_ORDER
@@ -140,7 +141,7 @@ def _precision(word: str, settings: Settings, exact: bool) -> tuple[Precision, s
     if settings.precision != "auto":
         return settings.precision, f"{settings.precision} as configured"
     if exact:
-        return "f32", "f32, as its threshold was found"
+        return "f32", "f32, as its card or its threshold wants"
     if flag := native_bf16():
         return "bf16", f"bf16, as the processor has {flag}"
     return "f32", "f32, as the processor has no bf16"
@@ -180,20 +181,21 @@ class Session:
         return outputs
 
 
-def open_session(path: Path, graph: Graph, size: int, settings: Settings, *, exact: bool = False) -> Session:
-    """Load one graph on the first provider that takes it, and compare its tensors with the contract.
+def open_session(card: Card, role: str, settings: Settings) -> Session:
+    """Load the graph of one role on the first provider that takes it, and compare it with the contract.
 
     Raises ModelError if no provider takes it, or it is not the graph that the card promises.
     """
     import onnxruntime
 
+    path, graph = card.path(role), CONTRACT[card.task][role]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads(settings)
     options.log_severity_level = (
         3  # what goes wrong comes as exceptions; the rest would go to stderr unbidden
     )
     failures: list[str] = []
-    for choice in choices(settings, exact=exact):
+    for choice in choices(settings, exact=card.exact(role)):
         word = next(w for w, name in PROVIDERS.items() if name == choice.provider)
         try:
             runtime = onnxruntime.InferenceSession(
@@ -210,7 +212,7 @@ def open_session(path: Path, graph: Graph, size: int, settings: Settings, *, exa
             )
             continue
         warnings = (*choice.warnings, *failures)
-        if problems := _compare(runtime, graph, size):
+        if problems := _compare(runtime, graph, card.input.size):
             raise ModelError(
                 "\n".join(f"{path}: {p} Export the model again, or correct its card." for p in problems)
             )

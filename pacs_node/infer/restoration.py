@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 
 from pacs_node.conditions import Conditions
 from pacs_node.infer.cards import Card
-from pacs_node.infer.contract import CONTRACT
 from pacs_node.infer.diffusion import Count, Diffusion, decode_difference, encode, run_parameters
 from pacs_node.infer.geometry import Frame, check_image
 from pacs_node.infer.providers import Settings, open_session
 from pacs_node.infer.results import ImageResult, Progress
-from pacs_node.tasks import Task
 
 Array = NDArray[np.float32]
 
@@ -28,8 +26,7 @@ class Restoration:
 
     def __init__(self, card: Card, settings: Settings) -> None:
         self.card, self.settings = card, settings
-        graph = CONTRACT[Task.RESTORATION]["denoiser"]
-        self._denoiser = open_session(card.path("denoiser"), graph, card.input.size, settings)
+        self._denoiser = open_session(card, "denoiser", settings)
         self.sessions = (self._denoiser,)
         self._diffusion = Diffusion(card, self._denoiser, settings)
 

@@ -58,6 +58,10 @@ WRONG = {
         {'encoder = "encoder.onnx"\n': ""},
         ["[files] must name exactly decoder, denoiser, encoder", "not decoder, denoiser"],
     ),
+    "full precision for what is not there": (
+        {'"Apache-2.0"': '"Apache-2.0"\nfull_precision = ["model"]'},
+        ["full_precision names model; the roles are decoder, denoiser, encoder"],
+    ),
     "no digest": (
         {'encoder = "encoder.onnx"': 'encoder = "e.onnx"'},
         ["[digests] lacks e.onnx", "sha256sum"],

@@ -12,12 +12,9 @@ from tiny_models import TINY, smooth, variant
 from pacs_node.conditions import Conditions
 from pacs_node.errors import ModelError
 from pacs_node.infer import Settings, load, providers, read_card
-from pacs_node.infer.contract import CONTRACT
 from pacs_node.infer.providers import choices, open_session
-from pacs_node.tasks import Task
 
 MakeModel = Callable[..., Path]
-GRAPH = CONTRACT[Task.RESTORATION]["denoiser"]
 
 
 def names(settings: Settings, there: tuple[str, ...]) -> list[str]:
@@ -94,7 +91,7 @@ def test_a_provider_that_does_not_start_is_told(
     monkeypatch.setattr(providers, "available", lambda: ("cuda", *there))
     card = read_card(make_model("tiny-restoration"))
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
-        session = open_session(card.path("denoiser"), GRAPH, 64, Settings(("cuda", "cpu")))
+        session = open_session(card, "denoiser", Settings(("cuda", "cpu")))
     assert session.choice.provider == "CPUExecutionProvider"
     assert "the provider cuda could not be started" in session.choice.warnings[0]
 
@@ -114,16 +111,26 @@ def test_a_graph_that_is_not_what_its_card_says(make_model: MakeModel, name: str
 
 
 def test_another_tasks_graph(make_model: MakeModel) -> None:
-    path = TINY / "tiny-anomaly" / "model.onnx"
+    content = (TINY / "tiny-anomaly" / "model.onnx").read_bytes()
+    card = read_card(make_model("tiny-restoration", files={"denoiser.onnx": content}))
     with pytest.raises(ModelError, match="its inputs are image, conditions"):
-        open_session(path, GRAPH, 64, Settings(("cpu",)))
+        load(card, Settings(("cpu",)))
 
 
-def test_bytes_that_are_no_model(tmp_path: Path) -> None:
-    path = tmp_path / "noise.onnx"
-    path.write_bytes(b"\x08\x08" + bytes(range(256)))
+def test_bytes_that_are_no_model(make_model: MakeModel) -> None:
+    card = read_card(make_model("tiny-restoration", files={"denoiser.onnx": b"\x08\x08"}))
     with pytest.raises(ModelError, match=r"no provider takes this model: .*Export or copy it again"):
-        open_session(path, GRAPH, 64, Settings())
+        load(card, Settings())
+
+
+def test_a_role_may_ask_for_full_precision(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "openvino" not in providers.available():
+        pytest.skip("the installed ONNX Runtime has no openvino")
+    monkeypatch.setattr(providers, "native_bf16", lambda: "amx_bf16")
+    line = 'licence = "Apache-2.0"'
+    card = read_card(make_model("tiny-bone", replace={line: f'{line}\nfull_precision = ["decoder"]'}))
+    precisions = {s.path.stem: s.choice.precision for s in load(card, Settings(("openvino",))).sessions}
+    assert precisions == {"encoder": "bf16", "denoiser": "bf16", "decoder": "f32"}
 
 
 def test_what_is_not_finite_is_an_error(make_model: MakeModel) -> None:
