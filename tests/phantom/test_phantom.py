@@ -1,4 +1,4 @@
-"""The phantom keeps the physics that it claims: bone and soft tissue are known, and one seed is one patient."""
+"""The phantom keeps the physics that it claims: bone and soft tissue are known, a seed is a patient."""
 
 from __future__ import annotations
 
