@@ -11,7 +11,6 @@ import argparse
 import logging
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from pacs_node import log as node_log
 from pacs_node.engine.job import ROUTINE
 from pacs_node.errors import ConfigurationError
 from pacs_node.pipeline.node import INTAKE_QUEUE, OBJECT, LiveConfig, Node
-from pacs_node.pipeline.process import Signals
+from pacs_node.pipeline.process import Signals, seconds_since_start
 from pacs_node.receive.scp import Receiver
 from pacs_node.receive.spool import Stored
 
@@ -70,7 +69,6 @@ class Registry:
 
 def run(config_path: Path, parent: int | None = None) -> int:
     """Receive until SIGTERM; the exit code. ``parent`` as for Signals."""
-    began = time.monotonic()
     signals = Signals(parent)
     try:
         live = LiveConfig(config_path)
@@ -93,7 +91,7 @@ def run(config_path: Path, parent: int | None = None) -> int:
             "ae_title": live.config.node.ae_title,
             "host": live.config.receive.host,
             "port": receiver.port,
-            "seconds": time.monotonic() - began,
+            "seconds": seconds_since_start(),
         },
     )
     threading.Thread(target=registry.warm_up, name="warm-up", daemon=True).start()

@@ -125,7 +125,10 @@ class Reports:
         assert report is not None  # noqa: S101  there are results
         atomic_write(folder / f"{number + 1}.dcm", encode(report))
         wanted = [
-            name for image, route in recorded if image and image.outcomes for name in route["destinations"]
+            name
+            for image, route in recorded
+            if image is not None and image.belongs_in_a_report
+            for name in route["destinations"]
         ]
         made = {
             "file": f"{study}/{REPORTS}/{number + 1}",
