@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ import gdcm
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID
+from pydicom.uid import UID, JPEGExtended12Bit, RLELossless
 
 from pacs_node.dicom.codestream import inspect
 from pacs_node.errors import Refused
@@ -26,7 +28,10 @@ costly.
 _DEVICE = "Correct it in the device that sends it"
 _AGAIN = "Send the object again, if possible uncompressed"
 
-# GDCM prints what it dislikes to stderr, several lines a frame; the refusal below says it once.
+# GDCM prints what it dislikes to stderr and pydicom logs a traceback for each decoder that fails; the refusal
+# below says it once. (libjpeg still prints one line for a damaged frame: silencing stderr itself would lose
+# the lines of other threads.)
+logging.getLogger("pydicom.pixels").setLevel(logging.CRITICAL)
 for _off in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
     _off()
 
@@ -60,16 +65,25 @@ def decode(ds: Dataset, max_pixels: int) -> Stored:
     _check_kind(ds)
     rows, columns = _check_size(ds, max_pixels)
     allocated, bits, signed = _check_bits(ds)
-    syntax = ds.file_meta.get("TransferSyntaxUID") if hasattr(ds, "file_meta") else None
-    if not isinstance(syntax, UID) or not (syntax.is_private or syntax.is_transfer_syntax):
-        raise Refused("transfer-syntax", "the object has no Transfer Syntax UID that is one", _DEVICE)
-    if syntax.is_private:
-        raise Refused("transfer-syntax", f"there is no decoder for the private syntax {syntax}", _AGAIN)
+    syntax = _decodable_syntax(ds)
     if syntax.is_compressed and not syntax.is_deflated:
         _check_frame(ds, rows, columns, syntax.name)
     else:
         _check_length(ds, rows * columns * allocated // 8)
-    return _check_values(ds, _decoded(ds, syntax.name, (rows, columns)), bits, signed)
+    return _check_values(ds, _decoded(ds, syntax.name, (rows, columns)), allocated, bits, signed)
+
+
+def _decodable_syntax(ds: Dataset) -> UID:
+    syntax = ds.file_meta.get("TransferSyntaxUID") if hasattr(ds, "file_meta") else None
+    if not isinstance(syntax, UID):
+        raise Refused("transfer-syntax", "the object does not say its Transfer Syntax UID", _DEVICE)
+    try:
+        available = get_decoder(syntax).is_available
+    except NotImplementedError:
+        available = False
+    if not available:
+        raise Refused("transfer-syntax", f"there is no decoder for {ascii(syntax.name)[:80]}", _AGAIN)
+    return syntax
 
 
 def _integer(ds: Dataset, keyword: str) -> int:
@@ -147,9 +161,11 @@ def _check_frame(ds: Dataset, rows: int, columns: int, syntax: str) -> None:
         raise Refused(
             "does-not-decode", f"Pixel Data is not encapsulated as {syntax} asks ({error})"[:300], _AGAIN
         ) from error
+    if syntax == RLELossless.name:
+        return  # no header of its own: it decodes to Rows x Columns or not at all
     header = inspect(frame)
     if header is None:
-        return  # RLE, whose size is Rows x Columns, or damage that the decoder will report
+        raise Refused("does-not-decode", f"the pixel data has no {syntax} header", _AGAIN)
     if (header.rows, header.columns, header.components) != (rows, columns, 1):
         raise Refused(
             "size-mismatch",
@@ -157,6 +173,9 @@ def _check_frame(ds: Dataset, rows: int, columns: int, syntax: str) -> None:
             f"the header says {columns} x {rows} with one",
             _DEVICE,
         )
+    if syntax == JPEGExtended12Bit.name and header.precision > 8:
+        # GDCM 3.2 answers with noise, and Pillow not at all.
+        raise Refused("transfer-syntax", "there is no decoder for 12-bit lossy JPEG", _AGAIN)
     if not header.complete:
         raise Refused("truncated", "the compressed image ends without its end marker", "Send it again")
 
@@ -164,8 +183,6 @@ def _check_frame(ds: Dataset, rows: int, columns: int, syntax: str) -> None:
 def _decoded(ds: Dataset, syntax: str, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
     try:
         values = pixel_array(ds, raw=True, correct_unused_bits=False)
-    except NotImplementedError as error:
-        raise Refused("transfer-syntax", f"there is no decoder for {syntax}", _AGAIN) from error
     # Decoders raise whatever damaged bytes provoke; all of it means that there is no image to be had.
     except Exception as error:
         detail = " ".join(str(error).split())[:200]
@@ -177,24 +194,30 @@ def _decoded(ds: Dataset, syntax: str, shape: tuple[int, int]) -> np.ndarray[Any
     return values
 
 
-def _check_values(ds: Dataset, values: np.ndarray[Any, Any], bits: int, signed: bool) -> Stored:
+def _check_values(
+    ds: Dataset, values: np.ndarray[Any, Any], allocated: int, bits: int, signed: bool
+) -> Stored:
     """Bring the bits above High Bit to what the sign asks, unless they hold pixels after all."""
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    unused = values.dtype.itemsize * 8 - bits
-    stored = Stored(values, bits, signed)
-    if not unused or (values.min() >= stored.lowest and values.max() <= stored.highest):
-        return stored
-    above = values.view(f"u{values.dtype.itemsize}") >> bits
-    overlay = any(
-        group in range(0x6000, 0x6020, 2) and ds[group, 0x0102].value
-        for group in {tag.group for tag in ds.keys()}  # noqa: SIM118  (iterating a Dataset gives elements)
-        if (group, 0x0102) in ds
-    )
-    if overlay or (signed and not above.any()):
-        # Retired overlays in unused bits (PS3.5 8.1.2 before 2004), or a sign bit that was not extended.
-        return Stored((values << unused) >> unused, bits, signed)
+    kind = np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
+    lowest, highest = int(values.min()), int(values.max())
+    empty = Stored(np.empty(0, kind), bits, signed)
+    if empty.lowest <= lowest and highest <= empty.highest:
+        return Stored(values.astype(kind), bits, signed)
+    if values.dtype.newbyteorder("=") == kind:
+        unused = allocated - bits
+        values = values.astype(kind)
+        above = values.view(f"u{allocated // 8}") >> bits
+        if _has_overlay_in_pixels(ds) or (signed and not above.any()):
+            # Retired overlays in unused bits (PS3.5 8.1.2 before 2004), or a sign bit that was not extended.
+            return Stored((values << unused) >> unused, bits, signed)
     raise Refused(
         "bits-exceeded",
-        f"pixel values from {values.min()} to {values.max()} do not fit the Bits Stored {bits} of the header",
+        f"pixel values from {lowest} to {highest} do not fit the Bits Stored {bits} of the header",
         _DEVICE,
     )
+
+
+def _has_overlay_in_pixels(ds: Dataset) -> bool:
+    """Whether an overlay lies in unused bits of the pixels: Overlay Bit Position (60xx,0102) is not 0."""
+    groups = {tag.group for tag in ds.keys() if 0x6000 <= tag.group <= 0x601E}  # noqa: SIM118
+    return any((group, 0x0102) in ds and ds[group, 0x0102].value for group in groups)

@@ -165,13 +165,10 @@ def _attenuation(ds: Dataset, modality: Array, counts: Array, warnings: list[str
             "Pixel Intensity Relationship Sign is missing; the polarity is taken from the photometric one"
         )
     if ds.get("PixelIntensityRelationship") == "LIN":
-        # With sign -1 the intensity is counted down from the largest value that occurs.
-        occurring = modality[counts > 0]
-        intensity = (
-            occurring.max() - modality if more_is_less else modality - min(0.0, float(occurring.min()))
-        )
-        step = max(float(np.ptp(occurring)) / 4096, 1e-6)
-        return -np.log(np.maximum(intensity, 0) + step)
+        # No intensity is at one end of what can be stored: the lower one, or the upper one with sign -1.
+        intensity = modality.max() - modality if more_is_less else modality - modality.min()
+        step = max(float(np.ptp(modality[counts > 0])) / 4096, 1e-6)
+        return np.asarray(-np.log(intensity + step))
     return modality if more_is_less else -modality
 
 

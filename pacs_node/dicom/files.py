@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _TEXT = frozenset({"PN", "SH", "LO", "ST", "LT", "UT", "UC"})
 
+_NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT"})
+
 HEADER_BYTES = 16 << 20
 """How much of a deflated data set is inflated when only the header is wanted."""
 
@@ -141,7 +143,7 @@ def _read(path: Path, max_bytes: int, *, header_only: bool) -> Dataset:
 
 
 def _drop_unusable(ds: Dataset) -> None:
-    """Remove elements that nobody could use: a value that does not convert, or a sequence where none belongs.
+    """Remove elements that nobody could use: a value that does not convert, or of a kind that is not the tag's.
 
     Text stays undecoded here, so that it can be carried over byte for byte.
     """
@@ -149,9 +151,13 @@ def _drop_unusable(ds: Dataset) -> None:
         element: object = ds.get_item(tag, keep_deferred=True)
         known = dictionary_VR(tag) if dictionary_has_tag(tag) else None
         if isinstance(element, RawDataElement):
-            if element.value is None and element.length:  # left in the file
+            vr = element.VR or known
+            fits = vr in (None, "UN") or known is None or _kind(str(vr)) in map(_kind, known.split(" or "))
+            left_in_file = element.value is None and element.length
+            if fits and (left_in_file or vr in _TEXT):
                 continue
-            if (element.VR or known) in _TEXT:
+            if not fits:
+                del ds[tag]
                 continue
         try:
             value = ds[tag]
@@ -160,11 +166,15 @@ def _drop_unusable(ds: Dataset) -> None:
             log.debug("dropped %s, which does not parse (%s)", tag, error.__class__.__name__)
             del ds[tag]
             continue
-        if known is not None and (value.VR == "SQ") != (known == "SQ"):
-            del ds[tag]
-        elif value.VR == "SQ":
+        if value.VR == "SQ":
             for item in value.value:
                 _drop_unusable(item)
+
+
+def _kind(vr: str) -> str:
+    if vr == "SQ" or vr.startswith("O"):
+        return vr[0]
+    return "number" if vr in _NUMBERS else "text"
 
 
 def _parse(path: Path, file: BinaryIO, max_bytes: int, *, bare: bool, header_only: bool) -> Dataset:
@@ -210,7 +220,7 @@ def _parse_deflated(file: BinaryIO, meta: FileMetaDataset, max_bytes: int, *, he
 
 def _check_last_element(ds: Dataset) -> None:
     """A value of defined length that the file does not hold in full is cut without a word by pydicom."""
-    last: object = ds.get_item(max(ds.keys()))
+    last: object = ds.get_item(max(ds.keys()), keep_deferred=True)
     if isinstance(last, RawDataElement) and last.length != _UNDEFINED_LENGTH:
         there = len(last.value or b"")
         if there < last.length:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ NAMES: dict[str, tuple[list[str] | str, str]] = {
 """Specific Character Set and a three-component name (PS3.5 Annexes H to J)."""
 
 
+@cache
 def chest(rows: int = 256, columns: int = 232, seed: int = 0) -> np.ndarray:
     """float64 (rows, columns) in [0, 1], bone-bright: body, lungs, mediastinum, ribs and some noise."""
     y, x = np.mgrid[0:rows, 0:columns] / np.array([rows, columns]).reshape(2, 1, 1)
