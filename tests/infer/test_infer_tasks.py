@@ -162,6 +162,14 @@ def test_same_seed_same_bits(make_model: MakeModel, name: str) -> None:
     assert again.image.tobytes() == first.image.tobytes()
 
 
+def test_another_seed_is_another_sample(make_model: MakeModel) -> None:
+    """Told a wrong kind of prediction, the tiny model no longer ends in its one point."""
+    model = load(read_card(make_model("tiny-restoration", replace={"v_prediction": "epsilon"})), CPU)
+    image = smooth(64, 64)
+    images = [model(image, PLAIN, seed).image.tobytes() for seed in (1, 2, 1)]
+    assert images[0] == images[2] != images[1]
+
+
 def test_progress_counts_to_the_end() -> None:
     calls: list[tuple[int, int]] = []
     image_result("tiny-bone", smooth(64, 64), progress=lambda step, steps: calls.append((step, steps)))

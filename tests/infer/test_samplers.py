@@ -123,6 +123,16 @@ def test_ddpm_is_the_posterior_of_the_paper() -> None:
         assert step.noise**2 == pytest.approx((1 - before) / (1 - bar) * beta, rel=1e-9)
 
 
+def test_eta_scales_the_noise_and_keeps_the_variance() -> None:
+    """DDIM's sigma is proportional to eta; what it adds, the direction to x_t gives up (2010.02502, equation 16)."""
+    levels = alpha_bar("linear", 1000)
+    visited = timesteps(1000, 10, "trailing")
+    for part, whole in zip(ddim(levels, visited, 0.25), ddim(levels, visited, 1.0), strict=True):
+        assert part.noise == pytest.approx(0.25 * whole.noise)
+        bar_s = (part.clean + part.alpha * part.noisy) ** 2
+        assert (part.noisy * part.sigma) ** 2 + part.noise**2 == pytest.approx(1 - bar_s, abs=1e-12)
+
+
 def test_the_last_step_is_the_clean_estimate() -> None:
     for eta in (0.0, 0.3, 1.0):
         last = ddim(alpha_bar("cosine", 1000), [999, 499], eta)[-1]
