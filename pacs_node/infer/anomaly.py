@@ -64,7 +64,7 @@ class Anomaly:
         outputs = self._model.run(image=square, conditions=condition_vector(conditions))
         low, high = self._part.heatmap_range
         coarse = np.clip((outputs["heatmap"][0] - low) / (high - low), 0.0, 1.0)
-        heatmap = frame.to_native(resize(coarse, size, size))
+        heatmap = np.clip(frame.to_native(resize(coarse, size, size)), 0.0, 1.0)
         score, threshold = float(outputs["score"][0]), self._part.thresholds.of(conditions.view)
         count()
         finding = Finding(

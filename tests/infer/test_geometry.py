@@ -15,7 +15,7 @@ SIDES = st.integers(64, 900)
 
 
 @given(SIDES, SIDES, st.sampled_from([64, 96, 256]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_way_there_and_back_keeps_what_is_smooth(rows: int, columns: int, size: int) -> None:
     image = smooth(rows, columns)
     frame = Frame(rows, columns, size)
@@ -31,7 +31,7 @@ def test_the_way_there_and_back_keeps_what_is_smooth(rows: int, columns: int, si
 
 
 @given(SIDES, SIDES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_box_is_centred_and_keeps_proportions(rows: int, columns: int) -> None:
     top, left, height, width = Frame(rows, columns, 256).box
     assert max(height, width) == 256

@@ -124,7 +124,7 @@ def test_ddpm_is_the_posterior_of_the_paper() -> None:
 
 
 def test_eta_scales_the_noise_and_keeps_the_variance() -> None:
-    """DDIM's sigma is proportional to eta; what it adds, the direction to x_t gives up (2010.02502, equation 16)."""
+    """DDIM's sigma is proportional to eta; what it adds, the direction to x_t gives up (equation 16)."""
     levels = alpha_bar("linear", 1000)
     visited = timesteps(1000, 10, "trailing")
     for part, whole in zip(ddim(levels, visited, 0.25), ddim(levels, visited, 1.0), strict=True):
