@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -211,6 +212,8 @@ class _RequestingAE(AE):  # type: ignore[misc]
     def _create_socket(self, association: Any, address: Any, tls: Any) -> Any:
         created = super()._create_socket(association, address, tls)
         created.__class__ = _Socket
+        # The command set is a small packet; the data set behind it must not wait for its acknowledgement.
+        created.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return created
 
 

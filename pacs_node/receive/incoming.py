@@ -14,7 +14,6 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 
-from pacs_node.files import fsync_folder
 from pacs_node.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.receive.identity import Identity
 
@@ -67,12 +66,11 @@ class Incoming:
         self._file.flush()
 
     def finish(self) -> None:
-        """Make the bytes durable; nothing more is written. Raises OSError."""
+        """Make the bytes durable (their name is not yet); nothing more is written. Raises OSError."""
         if not self._file.closed:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            fsync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Remove the file; harmless if it has been discarded or stored already."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -96,6 +97,7 @@ class Receiver:
         """Begin to accept associations. Raises OSError if the address cannot be bound or the spool not be
         used.
         """
+        _allow_open_files(self._config.receive.max_associations)
         left = self._spool.prepare()
         if left:
             log.info("removed what %d earlier receiver process(es) had half received", left)
@@ -282,6 +284,16 @@ class Receiver:
             return _status(OUT_OF_RESOURCES, "stored, but its job could not be registered; send again")
         doubts = identity.doubts()
         return _status(STORED_WITH_DOUBTS, doubts[0]) if doubts else _status(SUCCESS)
+
+
+def _allow_open_files(associations: int) -> None:
+    """Raise the soft limit: an association holds a connection, its waker's two ends, a file and a folder."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8 * (associations + _SPARE_CONNECTIONS) + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
 
 
 def _reason(error: OSError) -> str:

@@ -34,7 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pacs_node.files import atomic_write, fsync_folder, make_folder
+from pacs_node.files import fsync_folder, make_folder
 from pacs_node.receive.identity import Identity
 from pacs_node.receive.incoming import Incoming
 
@@ -134,7 +134,12 @@ class Spool:
             "size": incoming.size,
             "revision": revision,
         }
-        atomic_write(incoming.path.with_name(METADATA), json.dumps(record, indent=1).encode())
+        # Nobody knows this folder's name yet, so a plain file does; its content must be durable.
+        with incoming.path.with_name(METADATA).open("wb") as file:
+            file.write(json.dumps(record, indent=1).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_folder(incoming.path.parent)
         for last_attempt in (False, True):
             make_folder(target.parent, PRIVATE)
             try:

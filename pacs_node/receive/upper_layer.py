@@ -2,17 +2,20 @@
 
 As it comes, pynetdicom 3.0.4 gathers a whole data set in memory (or, chunked, in a process-wide temporary
 folder and leaves it there when the sender vanishes), reads PDUs of any announced length in 4 KiB pieces,
-waits without a limit for the rest of one, and listens with a backlog of 5. The classes here change exactly
-that; the protocol stays its own.
+waits without a limit for the rest of one, wakes two threads per association a thousand times a second (a
+hundred idle ones keep a core busy), and listens with a backlog of 5. The classes here change that and nothing
+else; the protocol stays its own.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import queue
+import select
 import socket
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from typing import Any
 
 from pynetdicom.association import Association
@@ -31,6 +34,9 @@ MAX_ASSOCIATE_PDU = 1 << 20
 MAX_COMMAND_SET = 1 << 16
 #: Requests that a sender may have put in line; we negotiate one outstanding operation (PS3.7 D.3.3.3).
 MAX_WAITING_REQUESTS = 4
+
+#: How long a thread sleeps that nothing wakes; timeouts are seen this much late.
+IDLE_SECONDS = 0.5
 
 OpenIncoming = Callable[[Identity, str], Incoming]
 
@@ -103,6 +109,19 @@ class SpoolingProvider(DIMSEServiceProvider):  # type: ignore[misc]
             return
         super().receive_primitive(primitive)
 
+    def get_msg(self, block: bool = False) -> Any:
+        """The next message, or (None, None) after IDLE_SECONDS or ``wake``: the reactor need not poll."""
+        if block:
+            return super().get_msg(block)
+        try:
+            return self.msg_queue.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            return None, None
+
+    def wake(self) -> None:
+        """End the waiting of ``get_msg``, because the association is released or aborted."""
+        self.msg_queue.put((None, None))
+
     def discard(self) -> None:
         """Remove the part of an object that has arrived when the association ends in the middle of it."""
         data_set = getattr(self.message, "data_set", None)
@@ -110,16 +129,92 @@ class SpoolingProvider(DIMSEServiceProvider):  # type: ignore[misc]
             data_set.discard()
 
 
+class Connection(AssociationSocket):  # type: ignore[misc]
+    """One connection, waited for instead of polled, and read in large pieces up to a bound."""
+
+    @classmethod
+    def adopt(cls, plain: Any, max_pdu: int) -> Connection:
+        """Make a Connection of the socket that pynetdicom has just created."""
+        plain.__class__ = cls
+        connection: Connection = plain
+        connection._limit = max(MAX_ASSOCIATE_PDU, 2 * max_pdu)
+        connection._waker, connection._woken = socket.socketpair()
+        connection._waker.setblocking(False)
+        return connection
+
+    def wake(self) -> None:
+        """End the waiting of ``ready``, because there is something to send."""
+        with suppress(OSError):  # full: it is awake already; closed: nobody waits
+            self._waker.send(b"\0")
+
+    @property
+    def ready(self) -> bool:
+        """Whether bytes have arrived; waits for them, for ``wake``, or for IDLE_SECONDS."""
+        connection: socket.socket | None = self.socket
+        if connection is None or not self._is_connected:
+            return False
+        poll = select.poll()
+        try:
+            poll.register(connection, select.POLLIN)
+            poll.register(self._woken, select.POLLIN)
+            # Events that wait already are worked off by the caller, one after each call.
+            patience = 1000 * IDLE_SECONDS if self.event_queue.empty() else 0
+            found = {descriptor for descriptor, _ in poll.poll(patience)}
+            if self._woken.fileno() in found:
+                self._woken.recv(4096)
+            return connection.fileno() in found
+        except (OSError, ValueError):
+            self.event_queue.put("Evt17")  # the connection is closed (PS3.8 9.2.1)
+            return False
+
+    def recv(self, count: int) -> bytearray:
+        """Read ``count`` bytes, fewer if the peer closes. Raises OSError for too many and on a timeout."""
+        connection: socket.socket | None = self.socket
+        if connection is None:
+            raise OSError("the connection is closed")
+        if count > self._limit:
+            raise OSError(f"a PDU of {count} bytes is announced, many more than were negotiated")
+        data = bytearray(count)
+        view = memoryview(data)
+        received = 0
+        while received < count and (step := connection.recv_into(view[received:])):
+            received += step
+        view.release()
+        del data[received:]
+        return data
+
+    def _shutdown_socket(self) -> None:
+        super()._shutdown_socket()
+        self._waker.close()
+        self._woken.close()
+
+
+class WakingQueue(queue.Queue[Any]):
+    """A queue whose reader sleeps elsewhere and is woken by what is put in."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        super().__init__()
+        self._wake = wake
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item, block, timeout)
+        self._wake()
+
+
 class Handler(RequestHandler):  # type: ignore[misc]
     """Makes an association out of a connection."""
 
     def _create_association(self) -> Any:
         association: Association = super()._create_association()
+        # A response is small and the next request waits for it: nothing is gained by holding it back.
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Without it, a sender that stops in the middle of a PDU holds its thread for ever.
         self.request.settimeout(self.ae.dimse_timeout)
-        wrapped: AssociationSocket = association.dul.socket
-        wrapped.recv = partial(_receive, wrapped, max(MAX_ASSOCIATE_PDU, 2 * self.ae.maximum_pdu_size))
-        association.dimse = SpoolingProvider(association, self.server.open_incoming)
+        provider = SpoolingProvider(association, self.server.open_incoming)
+        connection = Connection.adopt(association.dul.socket, self.ae.maximum_pdu_size)
+        association.dimse = provider
+        association.dul.to_provider_queue = WakingQueue(connection.wake)
+        association.dul.to_user_queue = WakingQueue(provider.wake)
         return association
 
 
@@ -147,25 +242,3 @@ def peer(association: Any) -> str:
     title = "?" if primitive is None else calling_ae(association)
     printable = "".join(c if c.isprintable() else "?" for c in title)
     return f"{printable}@{association.requestor.address}"
-
-
-def _receive(wrapped: Any, limit: int, count: int) -> bytearray:
-    """Read ``count`` bytes, fewer only if the peer closes. Raises OSError for more than ``limit``, or on a
-    timeout.
-    """
-    connection: socket.socket | None = wrapped.socket
-    if connection is None:
-        raise OSError("the connection is closed")
-    if count > limit:
-        raise OSError(f"a PDU of {count} bytes is announced, more than the {limit} that were negotiated")
-    data = bytearray(count)
-    view = memoryview(data)
-    received = 0
-    while received < count:
-        step = connection.recv_into(view[received:])
-        if step == 0:
-            break
-        received += step
-    view.release()
-    del data[received:]
-    return data
