@@ -99,7 +99,7 @@ def test_thirty_dcmtk_processes_at_once(
 
 
 def test_the_receiver_imports_no_models_and_is_quick() -> None:
-    """What decides the time to the first association: the imports, in processor time of a process of its own."""
+    """What decides the time to the first association: the imports, in processor time."""
     program = (
         "import sys, time; began = time.process_time()\n"
         "import pacs_node.receive.scp\n"

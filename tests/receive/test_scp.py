@@ -148,7 +148,7 @@ def test_an_object_is_durable_before_the_sender_hears_of_it(
     fsync, rename = os.fsync, Path.rename
 
     def noted_fsync(descriptor: int) -> None:
-        events.append("fsync " + os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))  # noqa: PTH119, PTH115
+        events.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         fsync(descriptor)
 
     def noted_rename(path: Path, target: Path) -> Path:
@@ -224,7 +224,6 @@ def test_a_deflate_bomb_is_read_only_as_far_as_the_uids(running: Running) -> Non
     association.release()
     assert answer.Status == 0xC000
     assert peak < 30 << 20  # inflated it has 128 MB
-    )  # KiB; inflated it has 512 MiB
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
