@@ -112,7 +112,7 @@ class Bench:
         """Start the worker in a child process; see ``Child``."""
         return Child(self.config_path, **how)
 
-    def work_off(self, seconds: float = 60, **how: Any) -> None:
+    def work_off(self, seconds: float = 180, **how: Any) -> None:
         """Run the worker until no job is unfinished."""
         child = self.work(until_idle=True, **how)
         assert child.wait(seconds) == 0
@@ -140,7 +140,7 @@ class Child:
         self.process = _FORKS.Process(target=_work, args=arguments, daemon=True)
         self.process.start()
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 180) -> int:
         """Its exit code, negative for a signal; killed, and an AssertionError, if it does not end in time."""
         self.process.join(seconds)
         if self.process.exitcode is None:

@@ -16,6 +16,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 from pacs_node.config import load
 from pacs_node.engine.job import URGENT
 from pacs_node.pipeline.jobs import Jobs, is_urgent
+from tests.pipeline.bad_input import ODD, REFUSED, images
 from tests.pipeline.conftest import chest
 from tests.pipeline.harness import TASKS, Bench, settings
 
@@ -333,8 +334,25 @@ def log_of(bench: Bench) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
+
+
+def test_nothing_that_is_bad_stops_the_node_or_is_lost(bench: Bench) -> None:
+    keys = {name: bench.receive(image) for name, image in images().items()}
+    bench.work_off(120)
+    jobs = bench.jobs()
+    assert {job.status for job in jobs.values()} == {"done"}
+    delivered = bench.delivered()
+    for name, image in images().items():
+        assert image.SOPInstanceUID in delivered, name
+        decided = jobs[f"object/{keys[name]}"].result
+        analysed = jobs.get(f"analyse/{keys[name]}")
+        refused = decided["refused"] or (analysed.result["refused"] if analysed else None)
+        assert bool(refused) is (name in REFUSED), name
+        if name in ODD:
+            assert analysed is not None
+            assert {task["status"] for task in analysed.result["tasks"].values()} == {"done"}, name
