@@ -234,25 +234,20 @@ def _delivery(config: Config) -> Iterator[str]:
     yield from (
         "##### 4.2.2.2 Association Policies",
         "",
-        "One association for each batch of objects, at most four at a time to one destination. "
-        "Implementation "
-        "identification as in 4.2.1.2.",
+        f"One association for each delivery, at most {DELIVER_SLOTS} at a time to one destination. "
+        "Implementation identification as in 4.2.1.2.",
         "",
         "##### 4.2.2.3 Association Initiation Policy",
         "",
         "For each SOP Class and transfer syntax among the objects one presentation context proposes that "
-        "transfer syntax, "
-        "and a second one "
+        "transfer syntax, and a second one "
         + " and ".join(TRANSFER_SYNTAXES[uid] for uid in _UNCOMPRESSED)
-        + ". Own objects are in Explicit VR Little Endian. A compressed object whose syntax is not taken is sent "
-        "decoded.",
+        + ". Own objects are in Explicit VR Little Endian. A compressed object whose syntax is not taken is "
+        "sent decoded.",
         "",
         "Responses to C-STORE: 0000 and warnings (Bxxx) are success. Out of resources (A7xx), processing "
-        "failure "
-        "(0110), resource limitation (0213), unknown statuses, rejections and lost associations are "
-        "transient: the "
-        "delivery is tried again. All others are final, and the delivery is kept as failed for an "
-        "administrator.",
+        "failure (0110), resource limitation (0213), unknown statuses, rejections and lost associations are "
+        "transient: the delivery is tried again. All others are final, and the delivery is kept as failed.",
         "",
         "##### 4.2.2.4 Association Acceptance Policy",
         "",

@@ -17,7 +17,9 @@ from functools import cache
 from pydicom._uid_dict import UID_dictionary
 from pydicom.datadict import dictionary_VM, dictionary_VR, keyword_dict, tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 MAX_VALUES = 100  # values of one attribute that are looked at
 MAX_LENGTH = 1024  # characters of one value that are looked at (bounds the work of a pattern)
@@ -42,7 +44,15 @@ _KINDS = (
     | {"AS": Kind.AGE, "DA": Kind.DATE, "DT": Kind.DATE, "TM": Kind.TIME}
 )
 # What pydicom raises for a value that is not of the form of its value representation
-_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NotImplementedError)
+_UNREADABLE = (
+    BytesLengthException,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    NotImplementedError,
+)
 _DAYS_PER_AGE_UNIT = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 _UID_OF_KEYWORD = {entry[4]: uid for uid, entry in UID_dictionary.items() if entry[4]}
 
@@ -145,6 +155,15 @@ def comparable(key: str, value: object) -> str | float:
 def texts(key: str, header: Dataset) -> list[str]:
     """The attribute's values as text without padding, empty ones left out; for patterns and to be shown."""
     return list(_texts(key, header))
+
+
+def items(key: str, header: Dataset) -> list[Dataset]:
+    """The items of a sequence; none if it is absent, or no sequence, or cannot be read."""
+    try:
+        value = header[key].value if key in header else None
+    except _UNREADABLE:
+        return []
+    return list(value)[:MAX_VALUES] if isinstance(value, Sequence) else []
 
 
 def _texts(key: str, header: Dataset) -> Iterator[str]:

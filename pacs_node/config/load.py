@@ -37,6 +37,8 @@ _EXPECTED = {
     ),
 }
 
+_RANGE = ("a range has two values, from and to", "Write it as [40, 80]; null leaves a side open")
+
 
 def locate(option: Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
     """The configuration file: the option, PACS_NODE_CONFIG, ./pacs-node.yaml, /etc/pacs-node/pacs-node.yaml.
@@ -147,6 +149,8 @@ def _problem(source: Source, where: Where, details: ErrorDetails) -> Iterator[Pr
             yield source.problem(where, str(context["message"]), str(context["remedy"]))
         case "extra_forbidden":
             yield source.problem(where, "this key is not known here", _instead(details["loc"]), at_key=True)
+        case "missing" if isinstance(details["loc"][-1], int):
+            yield source.problem(where, *_RANGE)
         case "missing":
             name = str(details["loc"][-1])
             message, remedy = f"the key {name} is missing", f"Add '{name}: …'{field}"
@@ -175,9 +179,7 @@ def _problem(source: Source, where: Where, details: ErrorDetails) -> Iterator[Pr
             most = context.get("max_length")
             yield source.problem(where, f"it is longer than {most}", "Shorten it")
         case _ if where and where[-1] == "range":
-            yield source.problem(
-                where, "a range has two values, from and to", "Write it as [40, 80]; null leaves a side open"
-            )
+            yield source.problem(where, *_RANGE)
         case _ if kind in _EXPECTED:
             expected, remedy = _EXPECTED[kind]
             if kind.startswith(("int", "float")) and isinstance(value, str) and not value.strip().isdecimal():
@@ -310,7 +312,7 @@ def _instead(loc: tuple[int | str, ...]) -> str:
     name = str(loc[-1])
     section = _bare(_annotation(loc[:-1]))
     if get_origin(section) in (Union, UnionType):
-        section = next((a for a in get_args(section) if _is_model(a)), None)
+        section = next((a for a in map(_bare, get_args(section)) if _is_model(a)), None)
     known = [f.alias or n for n, f in section.model_fields.items()] if _is_model(section) else []
     if "password" in name.lower() and "password_env" in known:
         return "Write password_env with the name of an environment variable that holds the password"

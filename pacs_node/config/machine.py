@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+_PACS_NODE = re.compile(r"(^|[\s/])pacs-node(\s|$)|-m pacs_node\b")
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 
@@ -53,7 +55,7 @@ def _held(port: int) -> Trouble:
             f"Stop it (ss -ltnp 'sport = :{port}') or choose another port",
         )
     pid, command = holder
-    if "pacs-node" in command or "pacs_node" in command:
+    if _PACS_NODE.search(command):
         return Trouble(
             f"port {port} is in use by a pacs-node (process {pid})",
             "That is as it should be if it is this node; otherwise choose another port",
@@ -90,7 +92,7 @@ def folder_trouble(path: Path, *, parents: bool) -> Trouble | None:
     Makes nothing.
     """
     if path.is_dir():
-        if os.access(path, os.W_OK | os.X_OK):
+        if _writable(path):
             return None
         return Trouble(
             "this user may not write to the folder", f"chown {_user()} {path}, or choose another folder"
@@ -106,12 +108,16 @@ def folder_trouble(path: Path, *, parents: bool) -> Trouble | None:
         )
     if not above.is_dir():
         return Trouble(f"the folder cannot be made: {above} is not a folder", "Correct the path")
-    if not os.access(above, os.W_OK | os.X_OK):
+    if not _writable(above):
         return Trouble(
             f"the folder does not exist, and this user may not make it in {above}",
             f"Make it as root: install -d -o {_user()} {path}",
         )
     return None
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def free_mb(path: Path) -> int:

@@ -110,8 +110,18 @@ def satisfiable(key: str, literals: Sequence[Literal]) -> bool:
         for chosen in combinations(values, count):
             if all(_holds(key, condition, chosen) is wanted for condition, wanted in literals):
                 return True
-    # A multi-valued attribute may need one value for each comparison
-    return most > 1 and len(atoms) > most
+    # A multi-valued attribute may need one value for each comparison: then three values may be too few
+    return most > 1 and min(len(values), _comparisons(key, atoms)) > most
+
+
+def _comparisons(key: str, atoms: Sequence[Condition]) -> int:
+    """How many different comparisons of values there are."""
+    found: set[object] = set()
+    for atom in atoms:
+        for values in ((atom.equals,) if atom.equals is not None else (), atom.one_of or ()):
+            found.add(frozenset(comparable(key, value) for value in values))
+        found |= {part for part in (atom.pattern, atom.range) if part is not None}
+    return len(found - {frozenset()})
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ class Source:
                 elif isinstance(node, CommentedMap):
                     line, column = node.lc.key(part)
                     last = depth == len(where) - 1
-                    if last and not at_key and not isinstance(node[part], CommentedMap | CommentedSeq):
+                    plain = not isinstance(node[part], CommentedMap | CommentedSeq | None)
+                    if last and plain and not at_key:
                         line, column = node.lc.value(part)
                 else:
                     break
@@ -99,7 +100,7 @@ class Source:
             return "not shown"
         text = str(value).lower() if isinstance(value, bool) else str(value)
         shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-        return shown if len(shown) <= 60 else f"{shown[:57]}..."
+        return shown if len(shown) <= 120 else f"{shown[:117]}..."
 
     def _plain(self, node: Any) -> Any:
         self._nodes += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydicom.dataset import Dataset
 
 from pacs_node import __version__
+from pacs_node.config.attributes import items, texts
 from pacs_node.dicom import codes, uids
 from pacs_node.dicom.derivation import Derivation
 
@@ -70,12 +71,12 @@ def is_own_result(ds: Dataset) -> bool:
     """
     if _is_node(ds):
         return True
-    return any(_is_node(item) for item in ds.get("ContributingEquipmentSequence") or [])
+    return any(_is_node(item) for item in items("ContributingEquipmentSequence", ds))
 
 
 def _is_node(ds: Dataset) -> bool:
-    maker = (str(ds.get(keyword) or "").strip() for keyword in ("Manufacturer", "ManufacturerModelName"))
-    return tuple(maker) == (MANUFACTURER, MODEL_NAME)
+    # Values of others: whatever they hold, they are only compared.
+    return texts("Manufacturer", ds) == [MANUFACTURER] and texts("ManufacturerModelName", ds) == [MODEL_NAME]
 
 
 def _clean(text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from pydicom.dataset import Dataset
 
-from pacs_node.config.attributes import texts
+from pacs_node.config.attributes import items, texts
 from pacs_node.errors import Refused
 
 # PS3.4 B.5: what can be a radiograph
@@ -154,7 +154,7 @@ def _species(header: Dataset) -> Refused | None:
     species = _first(header, "PatientSpeciesDescription")
     if species and species.lower() not in ("human", "homo sapiens"):
         return _refused("not-human", f"Patient Species Description is {species}")
-    if header.get("PatientBreedDescription"):
+    if texts("PatientBreedDescription", header):
         return _refused("not-human", "Patient Breed Description is given, which only animals have")
     for where, text in _described(header):
         if found := _ANIMAL.search(text):
@@ -254,20 +254,9 @@ def _name(sop_class: str) -> str:
     return uid.name if uid.name != uid else f"{sop_class} (private)"
 
 
-def _items(header: Dataset, keyword: str) -> list[Dataset]:
-    value = header.get(keyword)
-    return (
-        [item for item in list(value or [])[:20] if isinstance(item, Dataset)] if _is_sequence(value) else []
-    )
-
-
-def _is_sequence(value: object) -> bool:
-    return hasattr(value, "__iter__") and not isinstance(value, str | bytes)
-
-
 def _codes(header: Dataset, keyword: str) -> Iterator[tuple[str, str, str]]:
     """(coding scheme, code value, meaning) of each item of a code sequence (PS3.3 section 8)."""
-    for item in _items(header, keyword):
+    for item in items(keyword, header):
         yield _first(item, "CodingSchemeDesignator"), _first(item, "CodeValue"), _first(item, "CodeMeaning")
 
 
