@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pydicom
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.dsutils import split_dataset
@@ -25,6 +24,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AssociationSocket
 
 from pacs_node.deliver import Report, silent
+from pacs_node.deliver.decoded import decoded
 from pacs_node.deliver.failures import Failure, Failures, is_warning, meaning
 from pacs_node.deliver.objects import FileToSend, NotSendableError, read_file
 from pacs_node.errors import DeliveryError
@@ -112,7 +112,7 @@ class DicomDestination:
                     uid,
                     UID(file.transfer_syntax_uid).name,
                 )
-                status = association.send_c_store(_decoded(file))
+                status = association.send_c_store(decoded(file))
             else:
                 return Failure(uid, self._refusal(file), transient=False)
         except NotSendableError as error:
@@ -262,21 +262,3 @@ def _proposals(files: Sequence[FileToSend]) -> list[tuple[str, tuple[str, ...]]]
         others = tuple(syntax for syntax in UNCOMPRESSED if syntax != file.transfer_syntax_uid)
         found[file.sop_class_uid, others] = None
     return list(found)
-
-
-def _decoded(file: FileToSend) -> pydicom.Dataset:
-    """The object with native pixel data in Explicit VR Little Endian, the same object with the same UIDs."""
-    try:
-        dataset = pydicom.dcmread(file.path)
-        if UID(file.transfer_syntax_uid).is_encapsulated:
-            dataset.decompress(as_rgb=False, generate_instance_uid=False)
-        elif file.transfer_syntax_uid != str(ImplicitVRLittleEndian):
-            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    except OSError:
-        raise
-    # The decoders raise whatever a broken code stream provokes; none of it goes away by trying again.
-    except Exception as error:
-        raise NotSendableError(
-            f"the destination takes it only uncompressed, and it does not decode: {error}"
-        ) from error
-    return dataset

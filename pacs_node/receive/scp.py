@@ -50,6 +50,8 @@ STORED_WITH_DOUBTS = 0xB007
 CANNOT_UNDERSTAND = 0xC000
 
 _MB = 1 << 20
+#: How long the threads of aborted associations are waited for.
+_ABORT_SECONDS = 3.0
 #: Connections that may wait for a rejection beside the associations themselves.
 _SPARE_CONNECTIONS = 32
 
@@ -130,11 +132,15 @@ class Receiver:
             return
         server, self._server = self._server, None
         server.shutdown()
-        deadline = time.monotonic() + grace_seconds
+        self._wait_for_end(grace_seconds)
+        for association in self._ae.active_associations:
+            association.abort(block=False)
+        self._wait_for_end(_ABORT_SECONDS)
+
+    def _wait_for_end(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while self._ae.active_associations and time.monotonic() < deadline:
             time.sleep(0.02)
-        for association in self._ae.active_associations:
-            association.abort()
 
     # -- listening -------------------------------------------------------------------------------------------
 
