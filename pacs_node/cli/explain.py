@@ -82,6 +82,8 @@ def _explain(
     *,
     quiet: bool,
 ) -> dict[str, Any]:
+    import warnings
+
     from rich.console import Console
 
     from pacs_node.dicom.files import read_header
@@ -96,14 +98,17 @@ def _explain(
         console.print(_printable(text), style=_STYLES[style] or None, soft_wrap=True)
 
     say("head", str(path))
-    try:
-        header = read_header(path)
-    except Refused as refused:
-        say("bad", f"  Not readable ({refused.code}): {refused}.")
-        return {"path": str(path), "unreadable": {"code": refused.code, "reason": refused.reason}}
-    source = str(getattr(header, "file_meta", {}).get("SourceApplicationEntityTitle") or "")
-    decision = decide(config.rules, header, calling_ae or source, called_ae or config.node.ae_title)
-    record = as_record(decision, header, config, models)
+    with warnings.catch_warnings():
+        # What pydicom thinks of odd values is not what was asked
+        warnings.simplefilter("ignore")
+        try:
+            header = read_header(path)
+        except Refused as refused:
+            say("bad", f"  Not readable ({refused.code}): {refused}.")
+            return {"path": str(path), "unreadable": {"code": refused.code, "reason": refused.reason}}
+        source = str(getattr(header, "file_meta", {}).get("SourceApplicationEntityTitle") or "")
+        decision = decide(config.rules, header, calling_ae or source, called_ae or config.node.ae_title)
+        record = as_record(decision, header, config, models)
     for style, text in lines(decision, record):
         say(style, text)
     say("plain", "")
