@@ -128,14 +128,13 @@ class DicomDestination:
         code = status.get("Status")
         if code is None:
             raise _AssociationLostError("no answer to C-STORE: timed out or aborted")
-        comment = str(status.get("ErrorComment") or "")
         if code == 0:
             return None
         if is_warning(code):
-            log.warning("%s took %s with warning 0x%04X %s", self.name, uid, code, comment)
+            log.warning("%s took %s with warning 0x%04X", self.name, uid, code)
             return None
         words, transient = meaning(code)
-        return Failure(uid, f"{words} ({comment})" if comment else words, transient)
+        return Failure(uid, words, transient, str(status.get("ErrorComment") or ""))
 
     def _refusal(self, file: FileToSend) -> str:
         return (

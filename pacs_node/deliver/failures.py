@@ -13,7 +13,6 @@ from pacs_node.errors import DeliveryError
 _MEANINGS: tuple[tuple[int, int, str, bool], ...] = (  # first, last, meaning, transient
     (0x0106, 0x0106, "invalid attribute value", False),
     (0x0110, 0x0110, "processing failure", True),
-    (0x0111, 0x0111, "duplicate SOP instance", False),
     (0x0117, 0x0117, "invalid SOP instance", False),
     (0x0118, 0x0118, "no such SOP class", False),
     (0x0122, 0x0122, "SOP class not supported", False),
@@ -27,8 +26,12 @@ _MEANINGS: tuple[tuple[int, int, str, bool], ...] = (  # first, last, meaning, t
 
 
 def is_warning(status: int) -> bool:
-    """Whether the object was stored, if not as it was: 0x0001, 0x0107, 0x0116 and 0xB000 to 0xBFFF."""
-    return status in (0x0001, 0x0107, 0x0116) or 0xB000 <= status <= 0xBFFF
+    """Whether the destination has the object, if not as it was sent.
+
+    0x0001, 0x0107, 0x0116 and 0xB000 to 0xBFFF by the standard; and 0x0111, duplicate SOP instance, with which
+    some archives answer what they hold already: our objects have the same UID only if they are the same.
+    """
+    return status in (0x0001, 0x0107, 0x0111, 0x0116) or 0xB000 <= status <= 0xBFFF
 
 
 def meaning(status: int) -> tuple[str, bool]:
@@ -43,11 +46,16 @@ def meaning(status: int) -> tuple[str, bool]:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one object was not taken."""
+    """Why one object was not taken.
+
+    ``comment`` is what the destination wrote itself. It may quote the header, so it is for the eyes of who
+    sends (the report) and not for the error, which is logged.
+    """
 
     sop_instance_uid: str
     reason: str
     transient: bool
+    comment: str = ""
 
 
 class Failures:
@@ -64,7 +72,8 @@ class Failures:
     def add(self, path: Path, failure: Failure) -> None:
         """The destination does not have the file."""
         self._found.append(failure)
-        self._report(path, failure.reason)
+        comment = f" ({failure.comment})" if failure.comment else ""
+        self._report(path, failure.reason + comment)
 
     def raise_if_any(self) -> None:
         """Raise DeliveryError naming them all."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from pacs_node.deliver import Report, silent
-from pacs_node.deliver.failures import Failure, Failures, meaning
+from pacs_node.deliver.failures import Failure, Failures, is_warning, meaning
 from pacs_node.deliver.objects import FileToSend, NotSendableError, read_file
 from pacs_node.errors import DeliveryError
 
@@ -131,6 +131,9 @@ class StowDestination:
         them.
         """
         failed, stored = _instances(answer)
+        if uid in failed and is_warning(failed[uid]):
+            log.warning("%s has %s: 0x%04X", self.name, uid, failed[uid])
+            return None
         if uid in failed:
             words, transient = meaning(failed[uid]) if failed[uid] else ("no Failure Reason given", True)
             return Failure(uid, f"HTTP {status}: {words}", transient)

@@ -172,6 +172,7 @@ def test_a_sop_class_that_is_refused_is_permanent_and_names_it(
         (0xB006, None),
         (0xB007, None),
         (0x0107, None),
+        (0x0111, None),
         (0xA700, True),
         (0xA702, True),
         (0x0110, True),
@@ -192,18 +193,24 @@ def test_statuses(
     def answer(event: Any) -> Dataset:
         response = Dataset()
         response.Status = status
-        response.ErrorComment = "because"
+        response.ErrorComment = "Secret^Name is unknown"
         return response
 
+    told: list[str | None] = []
     with scp(answer) as port:
+        destination = to(port)
         if outcome is None:
-            to(port).send([path])
-            assert ("because" in caplog.text) == (status != 0)
+            destination.send([path], lambda _, failure: told.append(failure))
+            assert told == [None]
+            assert (f"warning 0x{status:04X}" in caplog.text) == (status != 0)
         else:
-            with pytest.raises(DeliveryError, match=f"0x{status:04X}.*because") as failed:
-                to(port).send([path])
+            with pytest.raises(DeliveryError, match=f"0x{status:04X}") as failed:
+                destination.send([path], lambda _, failure: told.append(failure))
             assert failed.value.transient is outcome
             assert pydicom.dcmread(path).SOPInstanceUID in str(failed.value)
+            assert "Secret^Name is unknown" in str(told[0])
+            assert "Secret" not in str(failed.value)  # that is logged
+    assert "Secret" not in caplog.text
 
 
 def test_wrong_titles_are_permanent_and_say_what_to_do(tmp_path: Path) -> None:

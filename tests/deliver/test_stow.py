@@ -158,6 +158,7 @@ UID = "1.2.3.4.5"
         (200, [response(UID, stored=0)], None, ""),
         (200, b"", None, ""),
         (202, response(UID, stored=0xB000), None, ""),
+        (409, response(UID, failed=0x0111), None, ""),
         (202, response(UID, failed=0xA700), True, "0xA700 out of resources"),
         (202, response(UID, failed=0x0122), False, "0x0122 SOP class not supported"),
         (200, response(UID, failed=0xC000), False, "cannot be understood"),

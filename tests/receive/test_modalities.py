@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,24 @@ def test_thirty_dcmtk_processes_at_once(
     ]
     assert [sender.wait(timeout=60) for sender in senders] == [0] * 30
     assert len({stored.key for stored in running.stored}) == 30
+
+
+@pytest.mark.slow
+def test_a_modality_that_is_killed_in_the_middle_leaves_nothing(
+    running: Running, tmp_path: Path, require_tool: Callable[[str], str]
+) -> None:
+    path = write(tmp_path, radiograph(rows=8000, columns=8000))  # 128 MB: time enough to be killed
+    place = ["-aec", "PACS_NODE", "127.0.0.1", str(running.port)]
+    with subprocess.Popen([require_tool("storescu"), *place, str(path)]) as sender:
+        deadline = time.monotonic() + 30
+        while not running.incoming() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert running.incoming(), "the object should be arriving"
+        sender.kill()
+    while running.incoming() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not running.incoming()
+    assert running.stored == []
 
 
 def test_the_receiver_imports_no_models_and_is_quick() -> None:

@@ -24,7 +24,7 @@ from pynetdicom import AE, _config
 from pynetdicom.dimse_primitives import C_STORE
 
 from pacs_node.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from pacs_node.receive.contexts import TRANSFER_SYNTAXES
+from pacs_node.receive.contexts import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES
 from tests.dicom_objects import ENCODERS, data_set_bytes, radiograph, write, write_in
 from tests.receive.conftest import Running, Start, changed
 
@@ -94,6 +94,31 @@ def test_negotiation_names_this_implementation_and_its_pdu(running: Running) -> 
     assert association.acceptor.maximum_length == 131_072
     assert association.send_c_echo().Status == 0x0000
     association.release()
+
+
+@pytest.mark.parametrize("syntax", TRANSFER_SYNTAXES)
+def test_every_listed_sop_class_is_accepted_in_every_listed_transfer_syntax(
+    running: Running, syntax: str
+) -> None:
+    ae = AE(ae_title="MODALITY")
+    for sop_class in STORAGE_SOP_CLASSES:
+        ae.add_requested_context(sop_class, syntax)
+    association = ae.associate("127.0.0.1", running.port, ae_title="PACS_NODE")
+    assert {cx.abstract_syntax for cx in association.accepted_contexts} == set(STORAGE_SOP_CLASSES)
+    assert not association.rejected_contexts
+    association.release()
+
+
+def test_one_object_of_every_sop_class_is_stored(running: Running, tmp_path: Path) -> None:
+    ae = AE(ae_title="MODALITY")
+    for sop_class in STORAGE_SOP_CLASSES:
+        ae.add_requested_context(sop_class, ExplicitVRLittleEndian)
+    association = ae.associate("127.0.0.1", running.port, ae_title="PACS_NODE")
+    for sop_class in STORAGE_SOP_CLASSES:
+        assert association.send_c_store(write(tmp_path, radiograph(sop_class=sop_class))).Status == 0x0000
+    association.release()
+    kept = [running.spool.metadata(stored.key)["sop_class_uid"] for stored in running.stored]
+    assert kept == list(STORAGE_SOP_CLASSES)
 
 
 def test_a_sop_class_that_is_not_ours_is_refused_in_negotiation(running: Running) -> None:
