@@ -58,6 +58,7 @@ class Score:
     score: float
     threshold: float
     decision: str
+    meaning: str
     at: float
     threshold_at: float
 
@@ -156,7 +157,8 @@ def _section(image: ImageOutcome, outcome: Outcome) -> Section:
             section.compare.append(panel)
     section.panels.append(_bone_panel(original, results.get(Task.BONE_SUPPRESSION), image.number))
     section.heatmap = _task_panel(Task.ANOMALY, image, results.get(Task.ANOMALY))
-    section.scores = [_score(f) for f in image.tasks.get(Task.ANOMALY, {}).get("findings", [])]
+    anomaly = image.tasks.get(Task.ANOMALY, {})
+    section.scores = [_score(finding, anomaly) for finding in anomaly.get("findings", [])]
     section.making = [_making(task, done) for task, done in image.tasks.items()]
     section.problems = [
         f"{task.value.replace('_', ' ')} {done['status'].replace('_', ' ')}: {done.get('error', '')}"
@@ -210,12 +212,14 @@ def _facts(ds: Dataset | None) -> str:
     return " · ".join(str(fact) for fact in facts if fact)
 
 
-def _score(finding: dict[str, Any]) -> Score:
+def _score(finding: dict[str, Any], done: dict[str, Any]) -> Score:
     score, threshold = float(finding["score"]), float(finding["threshold"])
     low = min(0.0, score, threshold)
+    card = _card(Task.ANOMALY, done["model"]["digest"])
+    meaning = card.anomaly.score_meaning if card and card.anomaly else ""
     span = max(score, threshold, 1e-9) * 1.25 - low
     return Score(
-        str(finding["name"]), score, threshold, str(finding["decision"]),
+        str(finding["name"]), score, threshold, str(finding["decision"]), meaning,
         (score - low) / span * METER_WIDTH, (threshold - low) / span * METER_WIDTH,
     )  # fmt: skip
 

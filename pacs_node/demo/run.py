@@ -28,7 +28,7 @@ from pacs_node.pipeline.files import collect
 from pacs_node.tasks import Task
 
 PAGE, LOG, MARKER, SENT, RECEIVED = "index.html", "node.log", ".pacs-node-demo", "sent", "received"
-SEED = 1
+SEED = 3
 POLL_SECONDS, STALL_SECONDS = 0.25, 600.0
 MAX_FILES = 200
 

@@ -311,10 +311,8 @@ def chest(
 def round_opacities(grid: Grid, where: Mask, number: int, rng: np.random.Generator) -> Array:
     """Nodules of 10 to 26 mm, slightly lobed, with their centres in ``where``."""
     total = grid.zeros()
-    ys, xs = np.nonzero(where)
     for _ in range(number):
-        at = int(rng.random() * len(ys))
-        x, y = float(grid.x[0, xs[at]]), float(grid.y[ys[at], 0])
+        x, y = _point_in(grid, where, rng)
         radius = rng.uniform(5, 13)
         lump = grid.zeros()
         for _ in range(5):
@@ -329,6 +327,15 @@ def round_opacities(grid: Grid, where: Mask, number: int, rng: np.random.Generat
 def _above(grid: Grid, y: float, width: float) -> Array:
     """1 above the height ``y``, 0 below, with a soft step between."""
     return np.asarray(0.5 - 0.5 * np.tanh((grid.y - y) / width), np.float32)
+
+
+def _point_in(grid: Grid, where: Mask, rng: np.random.Generator) -> tuple[float, float]:
+    """A random point (mm) of ``where``, the same on any matrix; of the middle if it is all but empty."""
+    for _ in range(1000):
+        x, y = rng.uniform(-0.5, 0.5) * grid.field, rng.uniform(0, 1) * grid.field
+        if where[int(y / grid.pitch), int((x + grid.field / 2) / grid.pitch)]:
+            return x, y
+    return 0.0, grid.field / 2
 
 
 def airways_and_gas(grid: Grid, build: Build, rng: np.random.Generator) -> Array:

@@ -1,9 +1,9 @@
 """Takes pictures of a demonstration's page, for looking at it and for the README.
 
-    python tests/demo/screenshot.py demo-out/index.html shots/
+    python tests.demo.screenshot.py demo-out/index.html shots/
         writes desktop-light.png, desktop-dark.png, phone-light.png, phone-dark.png
 
-    python tests/demo/screenshot.py --one desktop-light --crop 900 demo-out/index.html deploy/demo.png
+    python tests.demo.screenshot.py --one desktop-light --crop 900 demo-out/index.html deploy/demo.png
         writes one picture, cut to its upper 900 pixels
 
 Needs playwright (of the dev extra) and Debian's chromium; nothing is downloaded. Publish pictures of the
