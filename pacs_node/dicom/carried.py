@@ -9,6 +9,7 @@ names.
 from __future__ import annotations
 
 import re
+from collections.abc import MutableSequence
 from copy import deepcopy
 from datetime import datetime
 
@@ -16,10 +17,13 @@ from pydicom.charset import convert_encodings
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 from pydicom.valuerep import PersonName
 
 from pacs_node.dicom.derivation import Derivation
+
+Charset = str | MutableSequence[str] | None
 
 
 def words(text: str) -> list[str]:
@@ -83,7 +87,8 @@ IMAGE = [*_FRAME, *_ACQUISITION, *_SPACING, *_DISPLAY]
 SPACING = [*_FRAME, *_SPACING]
 ACQUISITION = [*_FRAME, *_ACQUISITION]
 
-_TEXT = ("SH", "LO", "ST", "LT", "UT", "UC")
+TEXT = frozenset({"PN", "SH", "LO", "ST", "LT", "UT", "UC"})
+"""Value representations whose characters depend on Specific Character Set."""
 
 _WINDOW = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation", "VOILUTFunction", "VOILUTSequence")
 
@@ -111,26 +116,36 @@ def carry_identity(target: Dataset, source: Dataset) -> None:
             setattr(target, keyword, None)
 
 
-def _copy(target: Dataset, source: Dataset, tag: BaseTag) -> None:
-    """Copy one element. Text that is not ASCII goes over as its bytes.
+def is_plain(value: bytes | None) -> bool:
+    """Whether text is ASCII without the escapes of ISO 2022: the same in every Specific Character Set."""
+    return not value or (value.isascii() and b"\x1b" not in value)
+
+
+def _copy(target: Dataset, source: Dataset, tag: BaseTag, charset: Charset = None) -> None:
+    """Copy one element. Text that is not plain ASCII goes over as its bytes.
 
     Decoding could lose what does not fit the Specific Character Set, and the PACS would see another name.
     """
+    charset = source.get("SpecificCharacterSet") or charset
     raw: object = source.get_item(tag)
-    if isinstance(raw, RawDataElement) and raw.value and not raw.value.isascii():
+    if isinstance(raw, RawDataElement) and raw.value and not is_plain(raw.value):
         vr = raw.VR or (dictionary_VR(tag) if dictionary_has_tag(tag) else "UN")
-        charset = source.get("SpecificCharacterSet") or None
-        if vr == "PN":
-            target[tag] = DataElement(tag, vr, PersonName(raw.value, convert_encodings(charset)))
+        if vr in TEXT:
+            value = PersonName(raw.value, convert_encodings(charset)) if vr == "PN" else raw.value
+            target[tag] = DataElement(tag, vr, value, already_converted=True)
             return
-        if vr in _TEXT:
-            target[tag] = DataElement(tag, vr, raw.value, already_converted=True)
-            return
-    element = deepcopy(source[tag])
-    if element.VR == "SQ":
-        for item in element.value:
-            item.remove_private_tags()
-    target[tag] = element
+    element = source[tag]
+    if element.VR != "SQ":
+        target[tag] = deepcopy(element)
+        return
+    items = []
+    for item in element.value:
+        copied = Dataset()
+        for inner in item.keys():  # noqa: SIM118  (iterating a Dataset gives elements)
+            if not inner.is_private:
+                _copy(copied, item, inner, charset)
+        items.append(copied)
+    target[tag] = DataElement(tag, "SQ", Sequence(items))
 
 
 def number(source: Dataset, keyword: str, otherwise: int) -> int:
@@ -188,6 +203,12 @@ def set_laterality(ds: Dataset) -> None:
             del ds["Laterality"]
     elif "Laterality" not in ds:
         ds.Laterality = None
+
+
+def modality(source: Dataset, otherwise: str) -> str:
+    """Modality of the source, or ``otherwise`` where it has none that is a code string."""
+    value = source.get("Modality")
+    return value if isinstance(value, str) and re.fullmatch(r"[A-Z0-9_]{2,16}", value) else otherwise
 
 
 _SERIES_BASE = 9_000_000

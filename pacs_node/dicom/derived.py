@@ -62,7 +62,7 @@ def derived_image(
     ds.SOPClassUID = source.SOPClassUID
     ds.SOPInstanceUID = derivation.instance_uid(source)
     ds.SeriesInstanceUID = derivation.series_uid(source)
-    ds.Modality = source.get("Modality") or SUPPORTED[source.SOPClassUID]
+    ds.Modality = carried.modality(source, SUPPORTED[source.SOPClassUID])
     ds.SeriesNumber = carried.series_number(source, derivation)
     ds.SeriesDescription = f"{derivation.title} - {NOT_FOR_DIAGNOSIS}"
     ds.InstanceNumber = carried.number(source, "InstanceNumber", 1)

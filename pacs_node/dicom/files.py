@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 import warnings
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from pydicom import config, dcmread
+from pydicom import dcmread
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -21,17 +22,18 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from pacs_node.dicom.carried import TEXT, is_plain
 from pacs_node.dicom.uids import is_uid
 from pacs_node.errors import Refused
 from pacs_node.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
-# The values of others are taken as they are: pydicom's own judgement of each would only warn, once a value.
-config.settings.reading_validation_mode = config.IGNORE
+# What pydicom thinks of the values of others would be a line for each of them.
 logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 log = logging.getLogger(__name__)
 
-_TEXT = frozenset({"PN", "SH", "LO", "ST", "LT", "UT", "UC"})
+# Python's warning filters are the whole process's: two readers must not set them at once.
+_reading = threading.Lock()
 
 _NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT"})
 
@@ -117,10 +119,14 @@ def _read(path: Path, max_bytes: int, *, header_only: bool) -> Dataset:
         if bare and head[:2] not in (b"\x08\x00", b"\x02\x00"):
             raise Refused("not-dicom", "the file does not begin as a DICOM file does", _NOT_DICOM)
         file.seek(0)
-        with warnings.catch_warnings(record=True) as noted:
+        with _reading, warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
             try:
                 ds = _parse(path, file, max_bytes, bare=bare, header_only=header_only)
+                if not header_only:
+                    _check_last_element(ds)
+                _drop_unusable(ds.file_meta)
+                _drop_unusable(ds)
             except Refused:
                 raise
             except EOFError as error:
@@ -135,29 +141,31 @@ def _read(path: Path, max_bytes: int, *, header_only: bool) -> Dataset:
             raise _truncated(f"the file ends too early ({warning.message})"[:200])
     if not len(ds):
         raise Refused("not-dicom", "the file holds no data elements", _NOT_DICOM)
-    if not header_only:
-        _check_last_element(ds)
-    _drop_unusable(ds.file_meta)
-    _drop_unusable(ds)
     return ds
 
 
 def _drop_unusable(ds: Dataset) -> None:
-    """Remove elements that nobody could use: a value that does not convert, or of a kind that is not the tag's.
+    """Remove elements that nobody could use: a value that does not convert, or is not of the tag's kind.
 
-    Text stays undecoded here, so that it can be carried over byte for byte.
+    Text that is not plain ASCII stays undecoded, so that it can be carried over byte for byte.
     """
     for tag in list(ds.keys()):
         element: object = ds.get_item(tag, keep_deferred=True)
         known = dictionary_VR(tag) if dictionary_has_tag(tag) else None
         if isinstance(element, RawDataElement):
             vr = element.VR or known
-            fits = vr in (None, "UN") or known is None or _kind(str(vr)) in map(_kind, known.split(" or "))
-            left_in_file = element.value is None and element.length
-            if fits and (left_in_file or vr in _TEXT):
+            if known is not None and vr not in (None, "UN"):
+                kinds = {_kind(v) for v in known.split(" or ")}
+                if _kind(str(vr)) not in kinds:
+                    del ds[tag]
+                    continue
+                if kinds == {"text"} and vr != known:  # a device's slip: the dictionary knows better
+                    element = element._replace(VR=known)
+                    ds[tag] = element
+                    vr = known
+            if element.value is None and element.length:  # left in the file
                 continue
-            if not fits:
-                del ds[tag]
+            if vr in TEXT and not is_plain(element.value):
                 continue
         try:
             value = ds[tag]

@@ -56,7 +56,7 @@ def heatmap_image(
     ds.SOPClassUID = SecondaryCaptureImageStorage
     ds.SOPInstanceUID = derivation.instance_uid(source)
     ds.SeriesInstanceUID = derivation.series_uid(source)
-    ds.Modality = source.get("Modality") or "OT"
+    ds.Modality = carried.modality(source, "OT")
     ds.SeriesNumber = carried.series_number(source, derivation)
     ds.SeriesDescription = f"AI anomaly heatmap - {NOT_FOR_DIAGNOSIS}"
     ds.InstanceNumber = carried.number(source, "InstanceNumber", 1)

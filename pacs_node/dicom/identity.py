@@ -7,9 +7,9 @@ by where it came from: that survives a PACS, another node and a change of AE tit
 from __future__ import annotations
 
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
 from pacs_node import __version__
-from pacs_node.config.attributes import items, texts
 from pacs_node.dicom import codes, uids
 from pacs_node.dicom.derivation import Derivation
 
@@ -66,17 +66,22 @@ def contributing_equipment(source: Dataset, *derivations: Derivation) -> list[Da
 
 
 def is_own_result(ds: Dataset) -> bool:
-    """Whether a node of this kind made ``ds`` or had a part in making it; a header without pixels is
-    enough.
-    """
-    if _is_node(ds):
-        return True
-    return any(_is_node(item) for item in items("ContributingEquipmentSequence", ds))
+    """Whether a node of this kind made ``ds`` or had a part in making it; a header is enough."""
+    contributors = _value(ds, "ContributingEquipmentSequence")
+    return _is_node(ds) or any(map(_is_node, contributors if isinstance(contributors, Sequence) else []))
 
 
 def _is_node(ds: Dataset) -> bool:
-    # Values of others: whatever they hold, they are only compared.
-    return texts("Manufacturer", ds) == [MANUFACTURER] and texts("ManufacturerModelName", ds) == [MODEL_NAME]
+    return (_value(ds, "Manufacturer"), _value(ds, "ManufacturerModelName")) == (MANUFACTURER, MODEL_NAME)
+
+
+def _value(ds: Dataset, keyword: str) -> object:
+    """A value of others, only to be compared: None where it does not even parse."""
+    try:
+        return ds.get(keyword)
+    # pydicom raises ValueError, NotImplementedError, struct.error … for whatever is wrong with the bytes.
+    except Exception:  # noqa: BLE001
+        return None
 
 
 def _clean(text: str) -> str:

@@ -113,6 +113,7 @@ def test_implicit_and_without_preamble(tmp_path: Path) -> None:
         ("SOPInstanceUID", "1.2.\u0663", "bad-uid"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:The value length")
 def test_uids(tmp_path: Path, keyword: str, value: str | None, code: str) -> None:
     ds = radiograph()
     raw = (value or "").encode()
