@@ -1,0 +1,1 @@
+"""Restoration of degraded chest radiographs by conditional diffusion in pixel space."""
