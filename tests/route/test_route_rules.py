@@ -257,7 +257,7 @@ KEYWORDS = [
 RAW_VRS = ["CS", "AS", "DS", "IS", "DA", "TM", "PN", "US", "LO", "UI", "UN", "FD"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(KEYWORDS), st.tuples(st.sampled_from(RAW_VRS), st.binary(max_size=40)), max_size=8
