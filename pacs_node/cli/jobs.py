@@ -102,7 +102,8 @@ def register(app: typer.Typer) -> None:
 
     @jobs.command("retry")
     def retry(
-        job_ids: Annotated[list[str], _IDS],
+        job_ids: Annotated[list[str] | None, _IDS] = None,
+        unsuccessful: Annotated[bool, typer.Option("--all", help="All failed and dead jobs.")] = False,
         as_json: Annotated[bool, _JSON] = False,
         config: Annotated[Path | None, _CONFIG] = None,
     ) -> None:
@@ -110,7 +111,12 @@ def register(app: typer.Typer) -> None:
 
         Example: [bold]pacs-node jobs retry deliver/3f…/9a…/received/PACS/12[/bold]
         """
-        _change(job_ids, "retry", as_json=as_json, config=config)
+        if unsuccessful == bool(job_ids):
+            raise typer.BadParameter("give ids of jobs, or --all", param_hint="JOB_IDS")
+        if unsuccessful:
+            with _client(config) as client:
+                job_ids = [job.id for job in client.find(status=["failed", "dead"])]
+        _change(job_ids or [], "retry", as_json=as_json, config=config)
 
     @jobs.command("cancel")
     def cancel(

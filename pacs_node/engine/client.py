@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer
+from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
-from pacs_node.engine.job import ROUTINE, UNSUCCESSFUL, Job, Payload, Status, Step
+from pacs_node.engine.job import ROUTINE, UNSUCCESSFUL, EngineError, Job, Payload, Status, Step
 
 APPLICATION = "pacs-node"
 #: Raise it only when old payloads can no longer be run by new code.
@@ -57,15 +59,29 @@ def schema_of(node_id: str) -> str:
 def prepare(database: str, node_id: str) -> None:
     """Create or migrate the engine's tables. Any process may call it at any time.
 
-    Raises OSError or a database error when the database cannot be reached or written.
+    Raises EngineError when the database cannot be reached or written.
     """
     _quiet()
-    if database.startswith("sqlite:///"):
-        # Python's sqlite3 keeps the journal mode in the file, so setting it once is enough.
-        with sqlite3.connect(database.removeprefix("sqlite:///"), timeout=30) as connection:
-            connection.execute("pragma journal_mode=wal")
-        connection.close()
-    DBOS.migrate(database, schema=schema_of(node_id))
+    try:
+        if database.startswith("sqlite:///"):
+            # The journal mode is kept in the file, so setting it once is enough.
+            connection = sqlite3.connect(database.removeprefix("sqlite:///"), timeout=30)
+            try:
+                connection.execute("pragma journal_mode=wal")
+            finally:
+                connection.close()
+        DBOS.migrate(database, schema=schema_of(node_id))
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        why = str(error.__cause__ or error).partition("\n")[0]
+        raise EngineError(
+            f"The job database {without_password(database)} cannot be used: {why}. "
+            "Check that it is there and may be written (engine.database, node.state_dir)."
+        ) from error
+
+
+def without_password(database: str) -> str:
+    """A database URL as it may be shown."""
+    return make_url(database).render_as_string(hide_password=True)
 
 
 def options(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, get_args
 
+from pacs_node.errors import PacsNodeError
+
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Payload: TypeAlias = Mapping[str, JSON]
 
@@ -18,6 +20,10 @@ UNFINISHED: tuple[Status, ...] = ("queued", "delayed", "running")
 UNSUCCESSFUL: tuple[Status, ...] = ("failed", "dead", "cancelled")
 
 URGENT, ROUTINE = 1, 5  # priorities: a lower number goes first
+
+
+class EngineError(PacsNodeError):
+    """The job database cannot be used."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ parent.
 from __future__ import annotations
 
 import os
+import select
 import signal
-import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -26,17 +26,21 @@ class Signals:
     def __init__(self, parent: int | None = None) -> None:
         """``parent``: the process id of a supervisor; when it is gone, that is taken as SIGTERM."""
         self._parent = parent
-        self._wake = threading.Event()
         self._reload = False
         self.stopping = False
+        # Python writes a byte here for each signal. An Event would not do: its lock may be held by the very
+        # wait that the handler interrupts.
+        self._woken, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
 
     def wait(self) -> bool:
         """Sleep a second, or less when a signal comes; false when the process is to end."""
-        self._wake.wait(_TICK_SECONDS)
-        self._wake.clear()
+        if select.select([self._woken], [], [], _TICK_SECONDS)[0]:
+            os.read(self._woken, 4096)
         if self._parent is not None and os.getppid() != self._parent:
             self.stopping = True
         return not self.stopping
@@ -48,8 +52,6 @@ class Signals:
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
-        self._wake.set()
 
     def _on_reload(self, number: int, frame: FrameType | None) -> None:
         self._reload = True
-        self._wake.set()

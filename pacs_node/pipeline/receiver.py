@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pacs_node import log as node_log
-from pacs_node.engine.job import ROUTINE
+from pacs_node.engine.job import ROUTINE, EngineError
 from pacs_node.errors import ConfigurationError
 from pacs_node.pipeline.node import INTAKE_QUEUE, OBJECT, LiveConfig, Node
 from pacs_node.pipeline.process import Signals, seconds_since_start
@@ -37,7 +37,7 @@ class Registry:
         self._client: Client | None = None
 
     def client(self) -> Client:
-        """The client, opened once. Raises what the database raises; the next call tries again."""
+        """The client, opened once. Raises EngineError; the next call tries again."""
         with self._lock:
             if self._client is None:
                 from pacs_node.engine.client import Client
@@ -51,12 +51,8 @@ class Registry:
         """
         try:
             self.client()
-        # Whatever the database driver raises: the sender of an object is told, here only the administrator
-        # is.
-        except Exception:
-            log.exception(
-                "the job database %s cannot be opened; objects are refused until it can", self._node.database
-            )
+        except EngineError as error:
+            log.error("%s Objects are refused until then.", error)
 
     def register(self, stored: Stored) -> None:
         """Enqueue the object's job; an object that is held already has one, which stays as it is."""

@@ -10,12 +10,13 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pacs_node import __version__
 from pacs_node import log as node_log
 from pacs_node.config import Config
+from pacs_node.engine.client import without_password
 from pacs_node.engine.engine import Engine
+from pacs_node.engine.job import EngineError
 from pacs_node.errors import ConfigurationError, ModelError
 from pacs_node.pipeline.jobs import Jobs
 from pacs_node.pipeline.node import DELIVER_SLOTS, LiveConfig, Node, deliver_queue, queues
@@ -62,7 +63,11 @@ def _work(node: Node, live: LiveConfig, signals: Signals) -> int:
     engine = Engine(node.database, node.node_id, queues(live.config))
     jobs = Jobs(node, current)
     jobs.register(engine)
-    engine.start()
+    try:
+        engine.start()
+    except EngineError as error:
+        log.error("%s", error)
+        return 1
     announce(node, live.config, jobs)
     threading.Thread(target=_load_models, args=(jobs, live.config), name="load-models", daemon=True).start()
     settled = purged = float("-inf")
@@ -88,7 +93,7 @@ def announce(node: Node, config: Config, jobs: Jobs) -> None:
     """Log what this worker works with: rules, destinations, models, and where the spool is."""
     log.info(
         "working",
-        extra={"version": __version__, "spool": node.spool.root, "jobs": _without_password(node.database)},
+        extra={"version": __version__, "spool": node.spool.root, "jobs": without_password(node.database)},
     )
     for rule in config.rules:
         log.info(
@@ -141,11 +146,6 @@ def _load_models(jobs: Jobs, config: Config) -> None:
 def _wanted(config: Config) -> list[Task]:
     wanted = {task for rule in config.rules for task in rule.tasks}
     return [task for task in Task if task in wanted]
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return url if parts.password is None else url.replace(f":{parts.password}@", ":***@")
 
 
 def main() -> None:

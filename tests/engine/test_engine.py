@@ -17,7 +17,7 @@ import pytest
 
 from pacs_node.engine.client import Client, sqlite_url
 from pacs_node.engine.engine import Engine, Run
-from pacs_node.engine.job import JSON, Job, Status
+from pacs_node.engine.job import JSON, EngineError, Job, Status
 from tests.conftest import SEARCH_PATH
 
 NODE = "0123456789ab"
@@ -116,6 +116,15 @@ def test_a_prefix_is_a_plain_string_not_a_pattern(client: Client) -> None:
     client.enqueue("note", "note/a_b", {"key": "a_b"}, "light")
     assert client.find(prefix="note/aXb") == []
     assert len(client.find(prefix=["note/a_", "other/"])) == 1
+
+
+@pytest.mark.parametrize(
+    "database", ["postgresql://node:secret@127.0.0.1:1/jobs", "sqlite:////nowhere/jobs.db"]
+)
+def test_a_database_that_cannot_be_used_is_named_without_its_password(database: str) -> None:
+    with pytest.raises(EngineError, match=r"cannot be used: .*\. Check that it is there") as raised:
+        Client(database, NODE)
+    assert "secret" not in str(raised.value)
 
 
 def test_steps_and_results_are_recorded(engine: Engine, client: Client) -> None:
