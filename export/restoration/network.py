@@ -86,11 +86,11 @@ class Denoiser(nn.Module):
     def precondition(sample: Tensor, condition: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the net is given (N, 3, H, W), what is kept (N, 1, H, W), the factor on its correction.
 
-        sample = a clean + s noise, so sample - a condition = a correction + s noise, and for a correction of
-        deviation ``CORRECTION`` the best linear estimate of it is known (Wiener; the preconditioning of Karras
-        et al., NeurIPS 2022, about the low-quality image). The net adds to that estimate; far from the end,
-        where the sample is all noise, it sees next to nothing of it. Third channel: the condition's fine
-        detail, amplified.
+        sample = a clean + s noise, so sample - a condition = a correction + s noise, and for a correction
+        of deviation ``CORRECTION`` the best linear estimate of it is known (Wiener; the preconditioning of
+        Karras et al., NeurIPS 2022, about the low-quality image). The net adds to that estimate; far from
+        the end, where the sample is all noise, it sees next to nothing of it. Third channel: the
+        condition's fine detail, amplified.
         """
         angle = ((timestep + 1) / TRAIN_STEPS + 0.008) / 1.008 * (math.pi / 2)
         share = (angle.cos() / math.cos(0.008 / 1.008 * math.pi / 2)).square().clamp(1e-6, 1 - 1e-6)
