@@ -29,7 +29,7 @@ def is_warning(status: int) -> bool:
     """Whether the destination has the object, if not as it was sent.
 
     0x0001, 0x0107, 0x0116 and 0xB000 to 0xBFFF by the standard; and 0x0111, duplicate SOP instance, with
-    which some archives answer what they hold already: our results have the same UID only if they are the same.
+    which some archives answer what they hold: our results have the same UID only if they are the same.
     """
     return status in (0x0001, 0x0107, 0x0111, 0x0116) or 0xB000 <= status <= 0xBFFF
 

@@ -103,7 +103,7 @@ def test_thirty_dcmtk_processes_at_once(
 def test_a_modality_that_is_killed_in_the_middle_leaves_nothing(
     running: Running, tmp_path: Path, require_tool: Callable[[str], str]
 ) -> None:
-    path = write(tmp_path, radiograph(rows=8000, columns=8000))  # 128 MB: time enough to be killed
+    path = write(tmp_path, radiograph(rows=5000, columns=5000))  # 50 MB: time enough to be killed
     place = ["-aec", "PACS_NODE", "127.0.0.1", str(running.port)]
     with subprocess.Popen([require_tool("storescu"), *place, str(path)]) as sender:
         deadline = time.monotonic() + 30
