@@ -183,8 +183,8 @@ def _acquisition(ds: Dataset, how: Acquisition) -> None:
     ds.DetectorID = "PHANTOM"
     ds.PositionerType = "NONE"
     view = Dataset()
-    posteroanterior = ("399348003", "postero-anterior"), ("399273007", "antero-posterior")
-    code, meaning = posteroanterior[0 if how.view == "PA" else 1]
+    codes = {"PA": ("272479007", "postero-anterior"), "AP": ("399348003", "antero-posterior")}  # CID 4010
+    code, meaning = codes[how.view]
     view.CodeValue, view.CodingSchemeDesignator, view.CodeMeaning = code, "SCT", meaning
     view.ViewModifierCodeSequence = []
     ds.ViewCodeSequence = [view]
