@@ -31,12 +31,16 @@ def register(app: typer.Typer) -> None:
 
         with ends_readably():
             from pacs_node import log
-            from pacs_node.config.load import load, locate
+            from pacs_node.config.load import locate
             from pacs_node.pipeline import serve as supervisor
+            from pacs_node.pipeline.node import Node
 
             path = locate(config)
+            log.configure("node")
             # Wrong at the start is an error to be read here; wrong later keeps the node as it was.
-            log.configure("node", load(path).node.log_level)
+            settings = supervisor.preflight(path)
+            log.configure("node", settings.node.log_level)
+            Node.open(settings)
             raise typer.Exit(supervisor.run(path))
 
     @app.command()

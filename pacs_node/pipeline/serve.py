@@ -15,6 +15,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pacs_node.config import Config
+from pacs_node.config.check import check
+from pacs_node.config.load import load_with_source
+from pacs_node.errors import ConfigurationError
 from pacs_node.pipeline.process import Signals
 
 log = logging.getLogger(__name__)
@@ -69,6 +73,25 @@ def backoff(failures: int) -> float:
     if failures <= 1:
         return 0.0
     return float(min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (failures - 2)))
+
+
+def preflight(config_path: Path) -> Config:
+    """Check the configuration against this machine; what is wrong is logged.
+
+    Raises ConfigurationError for what no waiting mends: a file that is wrong, a model or a provider that is
+    not there, a rule that cannot fire. A disk that is full, a port that is still in use or a destination that
+    is away may be well in a minute, and are no reason not to deliver what can be delivered.
+    """
+    config, source = load_with_source(config_path)
+    problems = check(config, source)
+    fatal = [
+        p for p in problems if p.severity == "error" and p.key.split(".")[0] in ("models", "infer", "rules")
+    ]
+    if fatal:
+        raise ConfigurationError(fatal)
+    for problem in problems:
+        log.warning("%s", problem)
+    return config
 
 
 def run(config_path: Path, children: tuple[str, ...] = ("receiver", "worker")) -> int:

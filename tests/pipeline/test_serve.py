@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -248,12 +249,22 @@ def test_no_process_outlives_a_killed_supervisor(listening: Listening, start: Ca
     until(lambda: not any(alive(pid) for pid in pids), "the end of the children")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"node": {"ae_title": "A_TITLE_THAT_IS_TOO_LONG"}}, "ae_title"),
+        (
+            {"models": {"anomaly": "missing"}, "rules": [{"name": "all", "tasks": ["anomaly"]}]},
+            "models.anomaly",
+        ),
+    ],
+)
 def test_a_wrong_configuration_is_said_and_nothing_is_started(
-    listening: Listening, start: Callable[..., Process]
+    listening: Listening, start: Callable[..., Process], wrong: dict[str, Any], said: str
 ) -> None:
-    listening.config_path.write_text("node: {ae_title: A_TITLE_THAT_IS_TOO_LONG}")
+    listening.config_path.write_text(json.dumps(wrong))
     node = start(listening, "pacs_node", "serve")
     assert node.process.wait(WAIT) == 2
-    assert "ae_title" in node.log
+    assert said in node.log
     assert "Traceback" not in node.log
     assert "started" not in node.log
