@@ -86,6 +86,15 @@ def test_bone_suppression_keeps_native_detail() -> None:
     np.testing.assert_allclose(result.image, base + detail - bone, atol=0.01)
 
 
+def test_bone_suppression_never_brightens(make_model: MakeModel) -> None:
+    """With an input range of [-1, 1], half of a dark block's latent is brighter: that must not show."""
+    card = read_card(make_model("tiny-bone", replace={"[0.0, 1.0]": "[-1.0, 1.0]"}))
+    image = blocks(64, 64, 8)
+    result = load(card, CPU)(image, PLAIN, 0)
+    assert (image < 0.5).any()
+    np.testing.assert_allclose(result.image, image - np.maximum(image / 2 - 0.25, 0), atol=1e-5)
+
+
 def test_image_and_bone_make_up_the_source() -> None:
     image = np.random.default_rng(3).random((200, 150), dtype=np.float32)
     result = image_result("tiny-bone", image)
