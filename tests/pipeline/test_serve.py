@@ -128,6 +128,8 @@ def test_a_restart_is_prompt_at_first_and_then_later_and_later() -> None:
     assert [backoff(failures) for failures in (0, 1, 2, 3, 4, 20)] == [0, 0, 0.5, 1, 2, 30]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_a_receiver_killed_at_random_has_acknowledged_is_delivered(
     listening: Listening, start: Callable[..., Process], require_tool: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -176,6 +178,8 @@ def test_what_a_receiver_killed_at_random_has_acknowledged_is_delivered(
     assert not [job for job in listening.jobs().values() if job.status != "done"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_node_from_a_modality_to_a_pacs_that_is_down_and_with_processes_that_are_killed(
     listening: Listening,
     start: Callable[..., Process],
