@@ -38,7 +38,7 @@ BONE_SUPPRESSION = Code("BONE_SUPPRESSION", SCHEME, "Bone suppression by AI")
 RESTORATION = Code("RESTORATION", SCHEME, "Image restoration by AI")
 """Raising the quality of a degraded radiograph; not in CID 7203."""
 
-ANOMALY = Code("ANOMALY_DETECTION", SCHEME, "Anomaly detection by AI")
+ANOMALY = Code("ANOMALY", SCHEME, "Anomaly detection by AI")
 """Scoring a radiograph against what is known of normal ones."""
 
 ANOMALY_HEATMAP = Code("ANOMALY_HEATMAP", SCHEME, "Anomaly heatmap by AI")
