@@ -41,6 +41,7 @@ def _demo(paths: list[Path], out: Path) -> int:
 
     from rich.console import Console
 
+    from pacs_node.demo.progress import say
     from pacs_node.demo.run import PAGE, run
 
     # A terminal that is closed and a service manager want the same as Ctrl-C: everything ended in order.
@@ -60,10 +61,8 @@ def _demo(paths: list[Path], out: Path) -> int:
         for task, t in i.tasks.items()
         if t["status"] != "done"
     ]
-    for line in (*problems, *outcome.failures):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"{len(outcome.received)} objects at the archive in {outcome.seconds:.1f} s", highlight=False
-    )
-    console.print(f"page: {(out / PAGE).resolve()}", markup=False, highlight=False, soft_wrap=True)
+    problems += outcome.failures
+    took = f"{len(outcome.received)} objects at the archive in {outcome.seconds:.1f} s"
+    for line in (*problems, took, f"page: {(out / PAGE).resolve()}"):
+        say(console, line)
     return 0 if outcome.succeeded else 1

@@ -26,6 +26,11 @@ _MARKS = {"done": "✓", "failed": "✗", "skipped": "–", "waiting": "·"}
 _STYLES = {"done": "green", "failed": "bold red", "skipped": "dim", "waiting": "dim"}
 
 
+def say(console: Console, text: str) -> None:
+    """A plain line, whole where the output is no terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class Display:
     """Shows each step of each image with its time. ``steps`` says how many sampling steps a task takes."""
 
@@ -46,10 +51,6 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
-    def say(self, text: str) -> None:
-        """A line of its own, above the table."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     def show(self, seen: Sequence[Seen], elapsed: float) -> None:
         """What is known now."""
         if self._live is not None:
@@ -67,14 +68,15 @@ class Display:
         self._told.add(where)
         took = "" if progress.seconds is None else f" {progress.seconds:.2f} s"
         extra = self._sampling.get(step, "") if progress.state == "done" else progress.note
-        self.say(
+        say(
+            self._console,
             f"image {one.image.number}: {step.replace('_', ' ')} {progress.state}{took}"
-            + (f" ({extra or progress.note})" if extra or progress.note else "")
+            + (f" ({extra or progress.note})" if extra or progress.note else ""),
         )
 
     def _table(self, seen: Sequence[Seen], elapsed: float) -> Table:
         table = Table(
-            box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=f"{elapsed:.0f} s", caption_justify="left"
+            box=None, pad_edge=False, padding=(0, 1, 0, 0), caption=f"{elapsed:.0f} s", caption_justify="left"
         )
         table.add_column("image", no_wrap=True)
         for step in STEPS:
@@ -86,7 +88,7 @@ class Display:
         open_first = sorted(seen, key=lambda one: all(p.state == "done" for p in one.progress.values()))
         for one in sorted(open_first[:MAX_ROWS], key=lambda one: one.image.number):
             cells = [self._cell(one.progress[step]) for step in STEPS]
-            table.add_row(f"{one.image.number} {escape(one.image.file[:18])}", *cells)
+            table.add_row(f"{one.image.number} {escape(one.image.file[:10])}", *cells)
         if len(seen) > MAX_ROWS:
             table.add_row(f"… {len(seen) - MAX_ROWS} more")
         return table

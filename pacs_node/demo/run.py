@@ -17,7 +17,7 @@ from pacs_node.demo.destination import Destination
 from pacs_node.demo.node import AE_TITLE, NodeFailedError, RunningNode
 from pacs_node.demo.outcome import ImageOutcome, NotAnalysed, Outcome
 from pacs_node.demo.page import render
-from pacs_node.demo.progress import Display
+from pacs_node.demo.progress import Display, say
 from pacs_node.demo.send import sender
 from pacs_node.demo.watch import Watcher
 from pacs_node.dicom.files import read_header
@@ -53,8 +53,14 @@ def run(paths: Sequence[Path], out: Path, console: Console) -> Outcome:
     ready = _headers(files, outcome)
     if ready:
         _through_the_node(ready, out, outcome, console)
-    (out / PAGE).write_text(render(outcome), encoding="utf-8")
+    else:
+        write_page(out, outcome)
     return outcome
+
+
+def write_page(out: Path, outcome: Outcome) -> None:
+    """Write ``out``/index.html."""
+    (out / PAGE).write_text(render(outcome), encoding="utf-8")
 
 
 def prepare(out: Path) -> None:
@@ -81,7 +87,7 @@ def synthetic_study(folder: Path, console: Console) -> list[Path]:
         for number, ds in enumerate(phantom.study(SEED), 1):
             files.append(folder / f"{number}-{ds.Modality.lower()}.dcm")
             ds.save_as(files[-1], enforce_file_format=True)
-    console.print(f"synthetic study: {len(files)} images in {folder}", highlight=False, markup=False)
+    say(console, f"synthetic study: {len(files)} images in {folder}")
     return files
 
 
@@ -114,12 +120,12 @@ def _through_the_node(files: list[Path], out: Path, outcome: Outcome, console: C
             node = RunningNode(Path(folder), out / LOG, ARCHIVE, archive.port)
             node.start()
         try:
-            console.print(
-                f"node {AE_TITLE} on 127.0.0.1:{node.port}, archive {ARCHIVE} on 127.0.0.1:{archive.port}",
-                highlight=False, markup=False,
-            )  # fmt: skip
+            at = f"node {AE_TITLE} on 127.0.0.1:{node.port}, archive {ARCHIVE} on 127.0.0.1:{archive.port}"
+            say(console, at)
             _send_and_follow(files, node, outcome, console)
             outcome.received = archive.received()
+            node.terminate()  # while it ends, the page is made
+            write_page(out, outcome)
         finally:
             with console.status("stopping the node"):
                 node.stop()
@@ -128,7 +134,7 @@ def _through_the_node(files: list[Path], out: Path, outcome: Outcome, console: C
 def _send_and_follow(files: list[Path], node: RunningNode, outcome: Outcome, console: Console) -> None:
     outcome.sender, send = sender()
     begun = time.time()
-    console.print(f"sending {len(files)} images with {outcome.sender}", highlight=False, markup=False)
+    say(console, f"sending {len(files)} images with {outcome.sender}")
     failures = {failure.path: failure.reason for failure in send(files, node.port, AE_TITLE)}
     by_file = dict(zip(files, outcome.images, strict=True))
     for path, reason in failures.items():
@@ -164,7 +170,7 @@ def _follow(watcher: Watcher, node: RunningNode, display: Display, begun: float)
 
 
 def _sampling() -> dict[str, str]:
-    """By task, how its model samples ("ddim, 20 steps"); what is wrong with a model shows in its results."""
+    """By task, how its model samples ("20 ddim steps"); what is wrong with a model shows in its results."""
     said: dict[str, str] = {}
     try:
         cards = [Catalog(()).card(task) for task in (Task.BONE_SUPPRESSION, Task.RESTORATION)]
@@ -172,5 +178,5 @@ def _sampling() -> dict[str, str]:
         return said
     for card in cards:
         if card.sampler is not None:
-            said[card.task.value] = f"{card.sampler.name}, {card.sampler.steps} steps"
+            said[card.task.value] = f"{card.sampler.steps} {card.sampler.name} steps"
     return said
