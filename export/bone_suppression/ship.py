@@ -27,7 +27,7 @@ def card(version: str, scale: float) -> dict[str, Any]:
         "suppressed, beside the original. Not for diagnosis.",
         "qualification": "RESEARCH",
         "licence": "Apache-2.0",
-        # In bf16 a latent near two codes takes the other one: 46 dB from f32 in all, 67 dB with these two in f32.
+        # In bf16 a latent between two codes takes the other: 46 dB from f32; 67 dB with these two in f32.
         "full_precision": ["encoder", "decoder"],
         "files": {"encoder": "encoder.onnx", "denoiser": "denoiser.onnx", "decoder": "decoder.onnx"},
         "input": {"size": SIZE, "range": [-1.0, 1.0], "channels": 1},

@@ -99,7 +99,6 @@ def _settings(config: Config, card: Card) -> Settings:
 
 
 def _list(config: Config) -> int:
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -109,9 +108,9 @@ def _list(config: Config) -> int:
 
     shipped = shipped_models()
     cards, problems = scan([shipped, *config.models.folders])
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("name", "task", "version", "digest", "from", "runs on"):
-        table.add_column(column, overflow="fold", no_wrap=column != "from")
+        table.add_column(column, overflow="fold", no_wrap=column != "from", min_width=7)
     reasons: dict[str, None] = {}
     for card in cards:
         choice = choices(_settings(config, card), exact=all(map(card.exact, card.files)))[0]
@@ -121,7 +120,7 @@ def _list(config: Config) -> int:
             card.name,
             card.task.value,
             card.version,
-            card.digest.removeprefix("sha256:")[:12],
+            card.digest.removeprefix("sha256:")[:8],
             "shipped" if card.folder.parent == shipped else str(card.folder.parent),
             runs_on,
         )
