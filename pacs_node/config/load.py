@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 
 from pacs_node.config.attributes import nearest
 from pacs_node.config.consistency import inconsistencies
-from pacs_node.config.model import Config, Section
+from pacs_node.config.model import Config
+from pacs_node.config.section import Section
 from pacs_node.config.source import Source, Where, read_text
 from pacs_node.config.types import OWN
 from pacs_node.errors import ConfigurationError, Problem
@@ -81,13 +82,19 @@ def load_with_source(path: Path | str, environ: Mapping[str, str] | None = None)
 
 
 def parse(
-    text: str, file: str, folder: Path, environ: Mapping[str, str] | None = None
+    text: str,
+    file: str,
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Config, Source]:
     """The configuration in a text; ``file`` names it in problems, ``folder`` is where relative paths begin.
 
-    Raises ConfigurationError with all problems, in the order of the lines.
+    ``known``: destinations that rules may name although the text does not describe them. Raises
+    ConfigurationError with all problems, in the order of the lines.
     """
     source = Source(text, file, os.environ if environ is None else environ)
+    _add_known(source.tree, known or {})
     problems = [
         source.problem(found.where, found.message, found.remedy, at_key=found.at_key)
         for found in inconsistencies(source.tree)
@@ -100,6 +107,18 @@ def parse(
     if problems or config is None:
         raise ConfigurationError(sorted(problems, key=lambda p: (p.line or 0, p.column or 0)))
     return config, source
+
+
+def _add_known(tree: dict[str, Any], known: Mapping[str, Mapping[str, Any]]) -> None:
+    """Describe the known destinations that rules name and the text does not describe."""
+    destinations = tree.get("destinations") or {}
+    rules = tree.get("rules") if isinstance(tree.get("rules"), list) else []
+    for rule in rules or []:
+        names = rule.get("destinations") if isinstance(rule, dict) else None
+        for name in names if isinstance(names, list) else []:
+            if isinstance(name, str) and name in known and isinstance(destinations, dict):
+                destinations.setdefault(name, dict(known[name]))
+                tree["destinations"] = destinations
 
 
 def _translated(source: Source, error: ValidationError) -> Iterator[Problem]:
@@ -161,10 +180,12 @@ def _problem(source: Source, where: Where, details: ErrorDetails) -> Iterator[Pr
                 if isinstance(value, dict)
                 else _not(value, "a section of keys and values")
             )
-            remedy = "Add 'type: dicom', 'type: stow' or 'type: folder'"
+            remedy = "Add 'type: dicom', 'type: stow', 'type: folder' or 'type: orthanc'"
             yield source.problem((*where, "type") if isinstance(value, dict) else where, message, remedy)
         case "union_tag_invalid":
-            yield source.problem((*where, "type"), *_one_of(context["tag"], ("dicom", "stow", "folder")))
+            yield source.problem(
+                (*where, "type"), *_one_of(context["tag"], ("dicom", "stow", "folder", "orthanc"))
+            )
         case "literal_error" | "enum":
             yield source.problem(where, *_one_of(value, _choices(details["loc"])))
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":

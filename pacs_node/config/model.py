@@ -9,12 +9,14 @@ ValidationError.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_origin
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 from pydantic import model_validator as validator
 
 from pacs_node.config.consistency import inconsistencies
+from pacs_node.config.destinations import Destination, DicomDestination, FolderDestination, StowDestination
+from pacs_node.config.section import Section
 from pacs_node.config.types import (
     AeTitle,
     DatabaseUrl,
@@ -25,38 +27,37 @@ from pacs_node.config.types import (
     RuleName,
     Scalar,
     Seconds,
-    Url,
-    Variable,
     problem,
 )
+from pacs_node.config.web import Web
 from pacs_node.tasks import Task
 
+__all__ = [
+    "Caller",
+    "Condition",
+    "Config",
+    "Deliver",
+    "Destination",
+    "DicomDestination",
+    "Engine",
+    "FolderDestination",
+    "Infer",
+    "Limits",
+    "Models",
+    "Node",
+    "Receive",
+    "Retention",
+    "Retry",
+    "Rule",
+    "Scalar",
+    "Steps",
+    "StowDestination",
+    "Study",
+    "Timeouts",
+    "Web",
+]
+
 Provider = Literal["tensorrt", "cuda", "openvino", "cpu"]
-
-
-def _has_parts(annotation: Any) -> bool:
-    return get_origin(annotation) in (dict, tuple) or (
-        isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    )
-
-
-class Section(BaseModel):
-    """A part of the file: strict, frozen, and known to editors by its descriptions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    @validator(mode="before")
-    @classmethod
-    def _without_emptied_parts(cls, data: Any) -> Any:
-        """A section or list whose every line is commented out is null in YAML: it is as if left out."""
-        if not isinstance(data, dict):
-            return data
-        fields = cls.model_fields
-        return {
-            key: value
-            for key, value in data.items()
-            if value is not None or key not in fields or not _has_parts(fields[key].annotation)
-        }
 
 
 class Node(Section):
@@ -214,47 +215,6 @@ class Infer(Section):
     steps: Steps = Field(Steps(), description="Sampling steps, where they differ from the model's card.")
 
 
-class DicomDestination(Section):
-    """A DICOM destination, reached by C-STORE."""
-
-    type: Literal["dicom"] = Field(description="C-STORE to an AE.")
-    ae_title: AeTitle = Field(description="AE title of the destination (called AE).")
-    host: Host = Field(description="Its host name or address.")
-    port: Port = Field(description="Its port.")
-    calling_ae_title: AeTitle | None = Field(
-        None, description="AE title that we call with, if not node.ae_title (Orthanc: LocalAet)."
-    )
-    timeout: Seconds = Field(30.0, description="Seconds to wait for it (Orthanc: DicomScuTimeout).")
-
-
-class StowDestination(Section):
-    """A DICOMweb destination, reached by STOW-RS."""
-
-    type: Literal["stow"] = Field(description="STOW-RS to a DICOMweb server.")
-    url: Url = Field(description="Address of the DICOMweb service, such as https://pacs.local/dicom-web.")
-    username: StrictStr | None = Field(None, description="User name for HTTP Basic authentication.")
-    password_env: Variable | None = Field(
-        None,
-        description="Environment variable with the password; the secret itself never stands in this file.",
-    )
-    token_env: Variable | None = Field(None, description="Environment variable with a bearer token.")
-    timeout: Seconds = Field(60.0, description="Seconds to wait for the server.")
-    verify: StrictBool | LocalPath = Field(
-        True,
-        description="Check the server's certificate: true, false, or the file of the certificate authority.",
-    )
-
-
-class FolderDestination(Section):
-    """A folder that results are written to."""
-
-    type: Literal["folder"] = Field(description="Write files to a folder.")
-    path: LocalPath = Field(description="The folder; it is made if its parent exists.")
-
-
-Destination = Annotated[DicomDestination | StowDestination | FolderDestination, Field(discriminator="type")]
-
-
 def _shorthand(value: Any) -> Any:
     """A scalar means equals, a list means one_of."""
     if isinstance(value, Condition | dict):
@@ -375,6 +335,9 @@ class Config(Section):
 
     node: Node = Field(Node(), description="Who this node is and where it keeps its state.")
     receive: Receive = Field(Receive(), description="The DICOM receiver.")
+    web: Web | None = Field(
+        None, description="The node's own DICOMweb service; without this section there is none."
+    )
     limits: Limits = Field(Limits(), description="Bounds on what is analysed.")
     study: Study = Field(Study(), description="When a study counts as complete.")
     models: Models = Field(Models(), description="Which model does each task.")

@@ -1,4 +1,5 @@
-"""A DICOM node as destination: the Storage SCU (PS3.4 annex B) and the Verification SCU (annex A).
+"""A DICOM node as destination: the SCU of Storage (PS3.4 annex B), Storage Commitment (J) and Verification
+(A).
 
 Objects go out in the bytes they lie in. For each SOP class and transfer syntax among the files one
 presentation context proposes exactly that; a second one proposes the uncompressed syntaxes, for a destination
@@ -12,6 +13,7 @@ import logging
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from pynetdicom.dsutils import split_dataset
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AssociationSocket
 
+from pacs_node.commitment import STORAGE_COMMITMENT, WELL_KNOWN_INSTANCE, Ledger, action_information
 from pacs_node.deliver import Report, silent
 from pacs_node.deliver.decoded import decoded
 from pacs_node.deliver.failures import Failure, Failures, is_warning, meaning
@@ -48,6 +51,9 @@ _MAX_PDU = 131072
 #: An answer may take the configured time, and longer for a large object: at least this rate is expected
 #: (bytes/s).
 _SLOWEST = 250_000
+#: How long the association of a commitment request is kept open for the report. Who does not report on it by
+#: then opens one of its own.
+_REPORT_SECONDS = 2.0
 #: PS3.8 table 9-11: identifiers are odd and fit a byte.
 _MAX_CONTEXTS = 128
 
@@ -91,6 +97,47 @@ class DicomDestination:
                     else:
                         failures.add(file.path, failure)
         failures.raise_if_any()
+
+    def request_commitment(self, path: Path, ledger: Ledger) -> str:
+        """Ask for storage commitment of one file that it has taken; the Transaction UID to look for in
+        ``ledger``.
+
+        The report may have come when this returns, come later on an association that the destination opens
+        to our receiver, or never come. Raises DeliveryError if the request is not taken.
+        """
+        file = read_file(path)
+
+        def reported(event: Any) -> tuple[int, None]:
+            # 0x0115: no such argument
+            return (0x0000 if ledger.report(event.event_information) else 0x0115), None
+
+        # Verification comes along so that there is an association that says who does not offer commitment.
+        contexts = [build_context(name, list(UNCOMPRESSED)) for name in (STORAGE_COMMITMENT, VERIFICATION)]
+        handlers = [(evt.EVT_N_EVENT_REPORT, reported)]
+        transaction = ledger.ask([file.sop_instance_uid])
+        with self._association(contexts, handlers) as association:
+            if STORAGE_COMMITMENT not in {cx.abstract_syntax for cx in association.accepted_contexts}:
+                reason = "does not offer Storage Commitment. Enable it there, or set commitment: false"
+                raise DeliveryError(self.name, reason, transient=False)
+            status, _ = association.send_n_action(
+                action_information(transaction, [(file.sop_class_uid, file.sop_instance_uid)]),
+                1,  # Request Storage Commitment
+                STORAGE_COMMITMENT,
+                WELL_KNOWN_INSTANCE,
+            )
+            code = status.get("Status")
+            if code is None:
+                raise DeliveryError(self.name, "no answer to the storage commitment request")
+            if code != 0 and not is_warning(code):
+                words, transient = meaning(code)
+                reason = f"the storage commitment request was answered {words}"
+                raise DeliveryError(self.name, reason, transient=transient)
+            deadline = time.monotonic() + _REPORT_SECONDS
+            while time.monotonic() < deadline and association.is_established:
+                if ledger.answer(transaction) is not None:
+                    break
+                time.sleep(0.02)
+        return transaction
 
     def _store(self, association: Any, file: FileToSend) -> Failure | None:
         """Send one file; what went wrong with it. Raises _AssociationLostError."""
@@ -144,7 +191,9 @@ class DicomDestination:
         )
 
     @contextmanager
-    def _association(self, contexts: Sequence[PresentationContext]) -> Iterator[Any]:
+    def _association(
+        self, contexts: Sequence[PresentationContext], handlers: Sequence[tuple[Any, Any]] = ()
+    ) -> Iterator[Any]:
         """An association with the destination, released in the end. Raises DeliveryError if there is none."""
         settings = self._settings
         ae = _RequestingAE(ae_title=self._calling)
@@ -161,7 +210,7 @@ class DicomDestination:
                 contexts=list(contexts),
                 ae_title=settings.ae_title,
                 max_pdu=_MAX_PDU,
-                evt_handlers=[(evt.EVT_CONN_OPEN, connected.append)],
+                evt_handlers=[(evt.EVT_CONN_OPEN, connected.append), *handlers],
             )
         except OSError as error:
             raise DeliveryError(self.name, f"{settings.host}: {error.strerror or error}") from error

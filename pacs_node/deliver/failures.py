@@ -8,15 +8,18 @@ from pathlib import Path
 from pacs_node.deliver import Report
 from pacs_node.errors import DeliveryError
 
-#: PS3.7 annex C and PS3.4 table B.2-1; PS3.18 uses the same numbers as Failure Reason. Ranges: the first
-#: match counts.
+#: PS3.7 annex C, PS3.4 table B.2-1 and, of storage commitment, PS3.3 C.14.1.1; PS3.18 uses the same numbers
+#: as Failure Reason. Ranges: the first match counts.
 _MEANINGS: tuple[tuple[int, int, str, bool], ...] = (  # first, last, meaning, transient
     (0x0106, 0x0106, "invalid attribute value", False),
     (0x0110, 0x0110, "processing failure", True),
+    (0x0112, 0x0112, "no such object instance", True),
     (0x0117, 0x0117, "invalid SOP instance", False),
     (0x0118, 0x0118, "no such SOP class", False),
+    (0x0119, 0x0119, "another SOP class than that of the instance", False),
     (0x0122, 0x0122, "SOP class not supported", False),
     (0x0124, 0x0124, "not authorised", False),
+    (0x0131, 0x0131, "duplicate transaction UID", True),
     (0x0210, 0x0212, "the request is not understood", False),
     (0x0213, 0x0213, "resource limitation", True),
     (0xA700, 0xA7FF, "out of resources", True),

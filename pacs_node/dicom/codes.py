@@ -44,6 +44,12 @@ ANOMALY = Code("ANOMALY", SCHEME, "Anomaly detection by AI")
 ANOMALY_HEATMAP = Code("ANOMALY_HEATMAP", SCHEME, "Anomaly heatmap by AI")
 """A colour map of where the anomaly score comes from, burned over the radiograph."""
 
+REPORT_PAGE = Code("REPORT_PAGE", SCHEME, "Page of a report")
+"""A report drawn as an image, for systems that cannot show a Structured Report."""
+
+SOURCE_REPORT = Code("REPORT", SCHEME, "Report that is shown")
+"""Purpose of reference of the report that a page was drawn from."""
+
 # Anatomy and procedure
 
 CHEST = Code("816094009", "SCT", "Chest")

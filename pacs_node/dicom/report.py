@@ -36,6 +36,7 @@ __all__ = [
     "SourceResult",
     "Status",
     "TaskOutcome",
+    "in_order",
     "report_text",
     "report_uid",
     "study_report",
@@ -92,7 +93,7 @@ class SourceResult:
 def report_uid(sources: Sequence[SourceResult], sop_class_uid: str = Comprehensive3DSRStorage) -> str:
     """SOP Instance UID of the report on these results: the same results have the same report."""
     content: list[Any] = []
-    for source in _in_order(sources):
+    for source in in_order(sources):
         outcomes = [
             [
                 o.task,
@@ -128,7 +129,7 @@ def study_report(
         raise OutputError("a report needs at least one image")
     if len({str(s.header.StudyInstanceUID) for s in sources}) > 1:
         raise OutputError("a report is on one study, but its images are of several")
-    sources = _in_order(sources)
+    sources = in_order(sources)
     first = sources[0].header
     derivations = [o.derivation for s in sources for o in s.outcomes if o.derivation is not None]
     ds = Dataset()
@@ -157,7 +158,7 @@ def study_report(
     return ds
 
 
-def _in_order(sources: Sequence[SourceResult]) -> list[SourceResult]:
+def in_order(sources: Sequence[SourceResult]) -> list[SourceResult]:
     """By Series Number, Instance Number and UID, whatever order the images came in."""
 
     def key(source: SourceResult) -> tuple[int, int, str]:

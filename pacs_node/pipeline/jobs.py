@@ -4,7 +4,7 @@
     analyse/<key>           one step for each task, its deliveries enqueued as soon as it is done; then, after
                             study.quiet_seconds,
     report/<key>/<n>        the study's report, unless more of the study is on its way: then that comes last
-    deliver/<file>/<destination>/<attempt>      one attempt; a failed one enqueues the next, later
+    deliver/<file>/<destination>/<attempt>      one attempt; a failed one enqueues the next (deliveries.py)
 
 <key> is the object's in the spool, ``<study>/<object>``. Jobs hand each other nothing but keys: what one has
 found out lies beside the object, written before its step ends, so a step that runs twice finds or makes the
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,14 +24,14 @@ from typing import Any
 from pydicom.dataset import Dataset
 
 from pacs_node.config import Config
-from pacs_node.deliver import open_destination
 from pacs_node.dicom.files import read_header
 from pacs_node.engine.client import Client
 from pacs_node.engine.engine import Engine, Run
 from pacs_node.engine.job import JSON, ROUTINE, UNFINISHED, UNSUCCESSFUL, URGENT, Job, Payload
-from pacs_node.errors import DeliveryError, Refused
+from pacs_node.errors import Refused
 from pacs_node.files import atomic_write, make_folder
 from pacs_node.pipeline.analysis import DONE, FAILED, Analyst, Source, open_source
+from pacs_node.pipeline.deliveries import Deliveries
 from pacs_node.pipeline.node import (
     ACCELERATOR_QUEUE,
     ANALYSE,
@@ -39,7 +40,6 @@ from pacs_node.pipeline.node import (
     REPORT,
     REPORT_QUEUE,
     Node,
-    deliver_queue,
 )
 from pacs_node.pipeline.reporting import ROUTE_FILE, SOURCE_FILE, Reports
 from pacs_node.receive.spool import REPORTS, RESULTS
@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 #: Analysis runs native code on bytes from outside: an image that ends the process three times is parked. The
 #: other kinds run plain Python, and may be in the middle of something whenever that happens.
 ANALYSE_STARTS, OTHER_STARTS = 3, 20
+#: What is kept free for the engine's records; how much larger than its source a result may be; how often a
+#: full disk is looked at again.
+_ROOM_BYTES, _RESULT_FACTOR, _ROOM_SECONDS = 4 << 20, 4, 1.0
 #: Requested Procedure Priority, and what older systems copy from the order (retired Study Priority).
 _PRIORITIES = ("RequestedProcedurePriority", "StudyPriorityID")
 
@@ -61,6 +64,7 @@ class Jobs:
     def __init__(self, node: Node, current: Callable[[], Config]) -> None:
         self._node, self._current = node, current
         self._reports = Reports(node)
+        self._deliveries = Deliveries(node, current)
         self._analyst: Analyst | None = None
         self._open: tuple[str, Source] | None = None
 
@@ -69,7 +73,7 @@ class Jobs:
         engine.register(OBJECT, self.object, OTHER_STARTS)
         engine.register(ANALYSE, self.analyse, ANALYSE_STARTS)
         engine.register(REPORT, self.report, OTHER_STARTS)
-        engine.register(DELIVER, self.deliver, OTHER_STARTS)
+        engine.register(DELIVER, self._deliveries.deliver, OTHER_STARTS)
 
     def analyst(self) -> Analyst:
         """The models of the configuration as it is now. Raises ModelError."""
@@ -175,6 +179,7 @@ class Jobs:
     def _task(self, run: Run, key: str, name: str) -> Any:
         task = Task(name)
         received = datetime.fromisoformat(self._node.spool.metadata(key)["received_at"])
+        self._wait_for_room(run, key)
         results = self._results(key)
         outcome = self.analyst().attempt(self._source(key), task, results / f"{task}.dcm", received)
         self._write(key, f"{task}.json", outcome)
@@ -184,13 +189,33 @@ class Jobs:
         )
         return outcome
 
+    def _wait_for_room(self, run: Run, key: str) -> None:
+        """Wait until the disk has room for a result and for what the engine records of it.
+
+        No other image could be analysed in the meantime, and a job that failed for it would need someone to
+        retry it.
+        """
+        needed = _ROOM_BYTES + _RESULT_FACTOR * int(self._node.spool.metadata(key)["size"])
+        waited = False
+        while (free := self._node.spool.free_bytes()) < needed:
+            if not waited:
+                log.error(
+                    "the disk is full: waiting until there is room for results",
+                    extra={"job": run.job_id, "free_mb": free >> 20, "needed_mb": (needed >> 20) + 1},
+                )
+            waited = True
+            time.sleep(_ROOM_SECONDS)
+        if waited:
+            log.info("there is room again", extra={"job": run.job_id})
+
     # -- report ----------------------------------------------------------------------------------------------
 
     def report(self, run: Run, payload: dict[str, Any]) -> Any:
         """Make the study's report if nothing more of the study is on its way, and enqueue it."""
         made = run.step("report", self._report, run, payload["key"])
-        if "file" in made:
-            self._enqueue_deliveries(run, made["file"], made["destinations"], payload["priority"])
+        for name, files in made.get("files", {}).items():
+            for file in files:
+                self._deliveries.enqueue(run, file, name, payload["priority"])
         return made
 
     def _report(self, run: Run, key: str) -> Any:
@@ -203,42 +228,10 @@ class Jobs:
         if waiting:
             log.info("report left to a later object", extra={"job": run.job_id, "waiting_for": waiting[0]})
             return {"left_to": waiting}
-        made = self._reports.make(study)
-        log.info(
-            "report", extra={"job": run.job_id, **{k: v for k, v in made.items() if k != "destinations"}}
-        )
+        made = self._reports.make(study, self._current().destinations)
+        told = {k: v for k, v in made.items() if k not in ("destinations", "files")}
+        log.info("report", extra={"job": run.job_id, **told})
         return made
-
-    # -- deliver ---------------------------------------------------------------------------------------------
-
-    def deliver(self, run: Run, payload: dict[str, Any]) -> Any:
-        """Try once to deliver one file; if that fails and may succeed later, enqueue the next attempt."""
-        file, name, attempt = payload["file"], payload["destination"], payload["attempt"]
-        sent = run.step("send", self._send, run, file, name)
-        retry = self._current().deliver.retry
-        if sent["delivered"]:
-            return sent
-        if sent["transient"] and attempt < retry.attempts:
-            delay = min(retry.max_seconds, retry.first_seconds * 2 ** min(attempt - 1, 30))
-            self._enqueue_attempt(run, file, name, payload["priority"], attempt + 1, delay)
-            return sent | {"next_in_seconds": delay}
-        # A dead letter: it stays as a failed job, with its file, until someone retries or cancels it.
-        raise DeliveryError(name, str(sent["reason"]), transient=False)
-
-    def _send(self, run: Run, file: str, name: str) -> JSON:
-        config = self._current()
-        settings = config.destinations.get(name)
-        try:
-            if settings is None:
-                reason = "this destination is no longer in the configuration"
-                raise DeliveryError(name, reason, transient=False)
-            destination = open_destination(name, settings, config.node.ae_title)
-            destination.send([self._node.spool.root / f"{file}.dcm"])
-        except DeliveryError as error:
-            log.warning("not delivered", extra={"job": run.job_id, "reason": error.reason})
-            return {"delivered": False, "transient": error.transient, "reason": error.reason}
-        log.info("delivered", extra={"job": run.job_id})
-        return {"delivered": True}
 
     # -- maintenance -----------------------------------------------------------------------------------------
 
@@ -275,6 +268,7 @@ class Jobs:
             )
 
         removed = self._node.spool.purge(cutoff, is_open)
+        self._node.commitments.purge(cutoff)
         for key in removed:
             client.purge([job.id for job in _jobs_of(client, key)])
         for study in {key.partition("/")[0] for key in removed} - set(self._node.spool.studies()):
@@ -287,20 +281,7 @@ class Jobs:
 
     def _enqueue_deliveries(self, run: Run, file: str, destinations: Iterable[str], priority: int) -> None:
         for name in destinations:
-            self._enqueue_attempt(run, file, name, priority, 1, 0)
-
-    def _enqueue_attempt(
-        self, run: Run, file: str, name: str, priority: int, attempt: int, delay: float
-    ) -> None:
-        payload: dict[str, JSON] = {
-            "key": file,
-            "file": file,
-            "destination": name,
-            "priority": priority,
-            "attempt": attempt,
-        }
-        job_id = f"{DELIVER}/{file}/{name}/{attempt}"
-        run.enqueue(DELIVER, job_id, payload, deliver_queue(name), priority, delay)
+            self._deliveries.enqueue(run, file, name, priority)
 
     def _enqueue_report(self, run: Run, key: str, priority: int) -> None:
         number = run.step("count reports", lambda: len(run.client.find(prefix=f"{REPORT}/{key}/")) + 1)

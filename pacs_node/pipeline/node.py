@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pacs_node.commitment import Ledger
 from pacs_node.config import Config, load
 from pacs_node.errors import ConfigurationError
 from pacs_node.files import atomic_write, make_folder
@@ -61,6 +62,11 @@ class Node:
     node_id: str
     spool: Spool
     database: str
+
+    @property
+    def commitments(self) -> Ledger:
+        """The storage commitments that were asked of destinations."""
+        return Ledger(self.state_dir / "commitment")
 
     @staticmethod
     def open(config: Config) -> Node:

@@ -74,7 +74,7 @@ def run(config_path: Path, parent: int | None = None) -> int:
     node_log.configure("receiver", live.config.node.log_level)
     node = Node.open(live.config)
     registry = Registry(node)
-    receiver = Receiver(live.config, node.spool, registry.register)
+    receiver = Receiver(live.config, node.spool, registry.register, node.commitments)
     try:
         receiver.start()
     except OSError as error:

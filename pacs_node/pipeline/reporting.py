@@ -1,13 +1,14 @@
 """The report of a study from what the analysis of its images has recorded.
 
 ``study_report_of`` is what the command line and the node share; ``Reports`` keeps a study's generations in
-the spool: ``<study>/reports/<n>.dcm``, and ``<n>.json`` last, which says that it is whole.
+the spool: ``<study>/reports/<n>.dcm``, and ``<n>.json`` last, which says that it is whole. Beside them lies
+what a destination wants instead or in addition: ``<n>-comprehensive.dcm``, ``<n>-page-<m>.dcm``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage
 
+from pacs_node.config.model import Destination
 from pacs_node.dicom.derivation import Derivation
 from pacs_node.dicom.derived import SUPPORTED
 from pacs_node.dicom.files import encode, read_header
 from pacs_node.dicom.report import SourceResult, TaskOutcome, report_uid, study_report
 from pacs_node.dicom.report_content import Reference
+from pacs_node.dicom.report_page import report_pages
 from pacs_node.errors import Refused
 from pacs_node.files import atomic_write, make_folder
 from pacs_node.pipeline.node import Node
@@ -86,11 +90,17 @@ def results_to_report(images: Sequence[Analysed]) -> list[SourceResult]:
     return [image.result() for image in images if image.belongs_in_a_report]
 
 
-def study_report_of(images: Sequence[Analysed], predecessor: Dataset | None = None) -> Dataset | None:
+def study_report_of(
+    images: Sequence[Analysed],
+    predecessor: Dataset | None = None,
+    sop_class_uid: str = Comprehensive3DSRStorage,
+) -> Dataset | None:
     """The report on these images of one study, or ``None`` if nothing is to be said. Raises OutputError."""
     results = results_to_report(images)
-    received = [image.received for image in images if image.received is not None]
-    return study_report(results, predecessor, created=max(received, default=None)) if results else None
+    if not results:
+        return None
+    created = max((image.received for image in images if image.received is not None), default=None)
+    return study_report(results, predecessor, created=created, sop_class_uid=sop_class_uid)
 
 
 class Reports:
@@ -99,13 +109,14 @@ class Reports:
     def __init__(self, node: Node) -> None:
         self._spool = node.spool
 
-    def make(self, study: str) -> dict[str, Any]:
+    def make(self, study: str, destinations: Mapping[str, Destination]) -> dict[str, Any]:
         """Make the study's report if its results differ from those of the last one; say which it is now
         (JSON).
 
-        ``file`` (in the spool, without its suffix), ``sop_instance_uid``, ``predecessor`` (a UID or None) and
-        ``destinations``; or ``{"nothing": reason}``. For the same results it is the same report, so whoever
-        is interrupted may ask again. Raises OSError, OutputError.
+        ``file`` (in the spool, without its suffix), ``sop_instance_uid``, ``predecessor`` (a UID or None),
+        ``destinations``, and ``files``: what each destination gets, by its settings in ``destinations``; or
+        ``{"nothing": reason}``. For the same results it is the same report, so whoever is interrupted may ask
+        again. Raises OSError, OutputError.
         """
         recorded = [
             (self._image(key), read_json(self._results(key) / ROUTE_FILE)) for key in self._routed(study)
@@ -117,27 +128,61 @@ class Reports:
         folder = self._spool.root / study / REPORTS
         make_folder(folder)
         number = max((int(path.stem) for path in folder.glob("*.json")), default=0)
-        last = read_json(folder / f"{number}.json") if number else {}
-        if last.get("sop_instance_uid") == report_uid(results):
-            return last
-        predecessor = read_header(folder / f"{number}.dcm") if number else None
-        report = study_report_of(images, predecessor)
-        assert report is not None  # noqa: S101  there are results
-        atomic_write(folder / f"{number + 1}.dcm", encode(report))
-        wanted = [
-            name
-            for image, route in recorded
-            if image is not None and image.belongs_in_a_report
-            for name in route["destinations"]
-        ]
-        made = {
-            "file": f"{study}/{REPORTS}/{number + 1}",
-            "sop_instance_uid": str(report.SOPInstanceUID),
-            "predecessor": None if predecessor is None else str(predecessor.SOPInstanceUID),
-            "destinations": sorted(set(wanted)),
+        made = read_json(folder / f"{number}.json") if number else {}
+        if made.get("sop_instance_uid") != report_uid(results):
+            number += 1
+            report = self._write(images, folder, number, str(number), Comprehensive3DSRStorage)
+            wanted = [
+                name
+                for image, route in recorded
+                if image is not None and image.belongs_in_a_report
+                for name in route["destinations"]
+            ]
+            earlier = report.get("PredecessorDocumentsSequence")
+            made = {
+                "file": f"{study}/{REPORTS}/{number}",
+                "sop_instance_uid": str(report.SOPInstanceUID),
+                "predecessor": made.get("sop_instance_uid") if earlier else None,
+                "destinations": sorted(set(wanted)),
+            }
+            atomic_write(folder / f"{number}.json", json.dumps(made, indent=1).encode())
+        files = {
+            name: self._files(images, folder, number, destinations.get(name)) for name in made["destinations"]
         }
-        atomic_write(folder / f"{number + 1}.json", json.dumps(made, indent=1).encode())
-        return made
+        return {**made, "files": files}
+
+    def _files(
+        self, images: Sequence[Analysed], folder: Path, number: int, settings: Destination | None
+    ) -> list[str]:
+        """What of generation ``number`` a destination gets, made if it is not there yet."""
+        names = []
+        sr = settings.sr if settings else "comprehensive3d"
+        # Of the report that goes to this destination, so that the page refers to one that is there.
+        shown = f"{number}-comprehensive" if sr == "comprehensive" else str(number)
+        if sr == "comprehensive" and not (folder / f"{shown}.dcm").exists():
+            self._write(images, folder, number, shown, ComprehensiveSRStorage)
+        if sr != "none":
+            names.append(shown)
+        if settings and settings.report_page:
+            pages = report_pages(read_header(folder / f"{shown}.dcm"), results_to_report(images))
+            for index, page in enumerate(pages, 1):
+                names.append(f"{shown}-page-{index}")
+                if not (folder / f"{names[-1]}.dcm").exists():
+                    atomic_write(folder / f"{names[-1]}.dcm", encode(page))
+        return [f"{folder.parent.name}/{folder.name}/{name}" for name in names]
+
+    def _write(
+        self, images: Sequence[Analysed], folder: Path, number: int, name: str, sop_class_uid: str
+    ) -> Dataset:
+        """Make generation ``number`` as ``sop_class_uid``, naming its predecessor of that kind if there is
+        one.
+        """
+        earlier = [folder / f"{number - 1}{name.removeprefix(str(number))}.dcm", folder / f"{number - 1}.dcm"]
+        predecessor = next((read_header(path) for path in earlier if path.exists()), None)
+        report = study_report_of(images, predecessor, sop_class_uid)
+        assert report is not None  # noqa: S101  there are results
+        atomic_write(folder / f"{name}.dcm", encode(report))
+        return report
 
     def _results(self, key: str) -> Path:
         return self._spool.folder(key) / RESULTS

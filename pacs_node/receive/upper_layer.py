@@ -20,7 +20,7 @@ from typing import Any
 
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
+from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ, DIMSEMessage
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from pacs_node.receive.identity import Identity
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 MAX_ASSOCIATE_PDU = 1 << 20
 #: A C-STORE-RQ command set has a few hundred bytes.
 MAX_COMMAND_SET = 1 << 16
+#: A report on the storage commitment of some ten thousand objects.
+MAX_EVENT_REPORT = 1 << 21
 #: Requests that a sender may have put in line; we negotiate one outstanding operation (PS3.7 D.3.3.3).
 MAX_WAITING_REQUESTS = 4
 
@@ -65,6 +67,9 @@ class ArrivingDataSet(io.BytesIO):
             except OSError as error:
                 self.discard()
                 self.failure = error
+        # What goes on past the bound is cut off, and does not parse then.
+        elif isinstance(self._message, N_EVENT_REPORT_RQ) and self.tell() + len(data) <= MAX_EVENT_REPORT:
+            super().write(data)
         return len(data)
 
     def discard(self) -> None:

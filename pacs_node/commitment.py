@@ -1,0 +1,115 @@
+"""What is known of storage commitments that were asked for (Push Model, PS3.4 annex J).
+
+The request and its answer may pass through different processes, on different associations and days apart, so
+both are kept in a folder: ``<id>.asked`` before the request is sent, ``<id>.answer`` when the
+N-EVENT-REPORT has come, where ``<id>`` stands for the Transaction UID. A Transaction UID is made of 122
+random bits, and only who was asked knows it; a report on any other is turned away and leaves no trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from pacs_node.files import atomic_write, make_folder
+
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
+"""Storage Commitment Push Model SOP Class."""
+
+WELL_KNOWN_INSTANCE = "1.2.840.10008.1.20.1.1"
+"""Its one SOP Instance."""
+
+_ASKED, _ANSWER = ".asked", ".answer"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an N-EVENT-REPORT said: the SOP Instance UIDs that are committed, and the others with their
+    Failure Reason.
+    """
+
+    committed: frozenset[str]
+    failed: dict[str, int]
+
+
+class Ledger:
+    """The folder. Any number of processes may use one at the same time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def ask(self, sop_instance_uids: Iterable[str]) -> str:
+        """Note durably that these are about to be asked for; the new Transaction UID. Raises OSError."""
+        transaction = f"2.25.{uuid.uuid4().int}"
+        make_folder(self._folder)
+        atomic_write(self._path(transaction, _ASKED), json.dumps(sorted(sop_instance_uids)).encode())
+        return transaction
+
+    def report(self, information: Dataset) -> bool:
+        """Keep the Event Information of an N-EVENT-REPORT durably; false if nobody has asked for it.
+
+        Of what it lists, only what was asked for is kept. Raises OSError.
+        """
+        transaction = str(information.get("TransactionUID") or "")
+        try:
+            asked = set(json.loads(self._path(transaction, _ASKED).read_bytes()))
+        except FileNotFoundError:
+            return False
+        failed = {
+            uid: int(item.get("FailureReason") or 0)
+            for item in information.get("FailedSOPSequence") or []
+            if (uid := str(item.get("ReferencedSOPInstanceUID"))) in asked
+        }
+        listed = {
+            str(item.get("ReferencedSOPInstanceUID"))
+            for item in information.get("ReferencedSOPSequence") or []
+        }
+        record = {"committed": sorted(asked & listed - set(failed)), "failed": failed}
+        atomic_write(self._path(transaction, _ANSWER), json.dumps(record).encode())
+        return True
+
+    def answer(self, transaction: str) -> Answer | None:
+        """What was reported on a transaction, or None as long as nothing was."""
+        try:
+            record: dict[str, Any] = json.loads(self._path(transaction, _ANSWER).read_bytes())
+        except FileNotFoundError:
+            return None
+        return Answer(frozenset(record["committed"]), dict(record["failed"]))
+
+    def purge(self, older_than: datetime) -> int:
+        """Forget the transactions that were asked for before ``older_than`` (an aware time); how many."""
+        forgotten = 0
+        for asked in self._folder.glob(f"*{_ASKED}"):
+            if asked.stat().st_mtime < older_than.timestamp():
+                asked.unlink()
+                asked.with_suffix(_ANSWER).unlink(missing_ok=True)
+                forgotten += 1
+        return forgotten
+
+    def _path(self, transaction: str, suffix: str) -> Path:
+        # A received string never becomes part of a path.
+        return self._folder / (hashlib.sha256(transaction.encode()).hexdigest()[:32] + suffix)
+
+
+def action_information(transaction: str, references: Iterable[tuple[str, str]]) -> Dataset:
+    """The Action Information of an N-ACTION for objects given as (SOP Class UID, SOP Instance UID) (PS3.4
+    table J.3-1).
+    """
+    ds = Dataset()
+    ds.TransactionUID = transaction
+    ds.ReferencedSOPSequence = [_reference(*reference) for reference in references]
+    return ds
+
+
+def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
+    return item

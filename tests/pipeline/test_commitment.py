@@ -1,0 +1,133 @@
+"""A delivery with storage commitment counts only when the destination has committed, whatever dies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pacs_node.config import load
+from pacs_node.engine.job import Job
+from pacs_node.receive.scp import Receiver
+from tests.commitment_peer import Peer, report, send_report
+from tests.pipeline.conftest import chest
+from tests.pipeline.harness import Bench
+
+
+class Site:
+    """A node that forwards everything to a peer which it asks for commitment, and the node's receiver."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.bench = Bench(folder / "node")
+        self.port = port
+        self.verdicts: list[Callable[[list[str]], dict[str, int] | None]] = []
+        self.peer = Peer(self._judge, port)
+        self.configure()
+        config = load(self.bench.config_path)
+        self.receiver = Receiver(config, self.bench.node.spool, lambda _: None, self.bench.node.commitments)
+        self.receiver.start()
+
+    def configure(self, **destination: Any) -> None:
+        self.bench.configure(
+            receive={"host": "127.0.0.1", "port": self.port, "min_free_disk_mb": 1},
+            destinations={"PEER": self.peer.destination(**destination)},
+            rules=[{"name": "all", "tasks": [], "destinations": ["PEER"], "forward_original": True}],
+            deliver={"retry": {"first_seconds": 0.2, "max_seconds": 0.2, "attempts": 20}},
+        )
+
+    def _judge(self, uids: list[str]) -> dict[str, int] | None:
+        return self.verdicts.pop(0)(uids) if self.verdicts else {}
+
+    def deliveries(self) -> list[Job]:
+        """In the order in which they were enqueued."""
+        return sorted(self.bench.jobs("deliver/").values(), key=lambda job: job.created)
+
+    def stop(self) -> None:
+        self.peer.stop()
+        self.receiver.stop()
+
+
+@pytest.fixture
+def site(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Site]:
+    opened = Site(tmp_path, free_port())
+    yield opened
+    opened.stop()
+
+
+def test_it_is_sent_again_until_it_is_committed(site: Site) -> None:
+    # First a passing trouble, then silence, then the commitment.
+    site.configure(commitment_timeout=3.0)
+    site.verdicts = [lambda uids: dict.fromkeys(uids, 0x0213), lambda uids: None]
+    site.bench.receive(chest())
+    site.bench.work_off()
+    assert len(site.peer.stored) == 3
+    assert len({request.TransactionUID for request in site.peer.requests}) == 3
+    results = [job.result for job in site.deliveries() if job.result and "waiting" not in job.result]
+    assert [result["delivered"] for result in results] == [False, False, True]
+    assert "0x0213 resource limitation" in results[0]["reason"]
+    assert "no report" in results[1]["reason"]
+    assert results[2]["committed"]
+    assert {job.status for job in site.deliveries()} == {"done"}
+
+
+def test_a_lasting_refusal_is_a_dead_letter_with_its_reason(site: Site) -> None:
+    site.verdicts = [lambda uids: dict.fromkeys(uids, 0x0122)]
+    key = site.bench.receive(chest())
+    site.bench.work_off()
+    job = site.deliveries()[-1]
+    assert job.status == "failed"
+    assert "not committed, 0x0122 SOP class not supported" in str(job.error)
+    assert str(chest().SOPInstanceUID) in str(job.error)
+    assert job.key == f"{key}/received"
+
+
+def test_a_report_that_comes_while_the_worker_is_dead_counts(site: Site) -> None:
+    site.verdicts = [lambda uids: None]  # nothing until we say so
+    key = site.bench.receive(chest())
+    attempt = f"deliver/{key}/received/PEER/1"
+    killed = site.bench.work(kill_at=f"{attempt} request commitment: recorded")
+    assert killed.wait() == -9
+    (request,) = site.peer.requests
+    information, kind = report(request, {})
+    assert send_report(site.port, information, kind) == 0
+    site.bench.work_off()
+    assert site.deliveries()[-1].result == {"delivered": True, "committed": True}
+    assert len(site.peer.stored) == 1
+    assert len(site.peer.requests) == 1
+
+
+def test_killed_between_request_and_record_it_asks_again(site: Site) -> None:
+    key = site.bench.receive(chest())
+    boundary = f"deliver/{key}/received/PEER/1 request commitment: done, not recorded"
+    assert site.bench.work(kill_at=boundary).wait() == -9
+    site.bench.work_off()
+    assert site.deliveries()[-1].result == {"delivered": True, "committed": True}
+    assert len(site.peer.stored) == 1
+    assert len(site.peer.requests) == 2
+
+
+def test_waiting_for_reports_holds_up_nothing(site: Site) -> None:
+    """More deliveries than the queue has slots wait for a report; others pass them."""
+    waiting = 6
+    site.verdicts = [lambda uids: None] * waiting
+    began = time.monotonic()
+    keys = [site.bench.receive(chest(number)) for number in range(1, waiting + 4)]
+    child = site.bench.work()
+    try:
+        while True:
+            done = [job for job in site.deliveries() if job.result and job.result.get("committed")]
+            if len(done) == len(keys) - waiting:
+                break
+            assert time.monotonic() - began < 120
+            time.sleep(0.2)
+        for request in list(site.peer.requests):
+            send_report(site.port, *report(request, {}))
+        while len([j for j in site.deliveries() if j.result and j.result.get("committed")]) < len(keys):
+            assert time.monotonic() - began < 240
+            time.sleep(0.2)
+    finally:
+        assert child.stop() == 0
+    assert len(site.peer.stored) == len(keys)
