@@ -6,6 +6,7 @@ PacsNodeError
  ├── ModelError           a model cannot be loaded or run as its card says
  ├── OutputError          an output of ours failed its own check and was not sent
  └── DeliveryError        a destination did not take an object
+      └── Unwanted        and is not to have it any more: nothing is to be tried again or given up
 """
 
 from __future__ import annotations
@@ -74,3 +75,10 @@ class DeliveryError(PacsNodeError):
     def __init__(self, destination: str, reason: str, *, transient: bool = True) -> None:
         self.destination, self.reason, self.transient = destination, reason, transient
         super().__init__(f"{destination}: {reason}")
+
+
+class Unwanted(DeliveryError):
+    """The destination is not to have this object any more: the study that it belongs to was deleted there."""
+
+    def __init__(self, destination: str, reason: str) -> None:
+        super().__init__(destination, reason, transient=False)

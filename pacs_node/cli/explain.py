@@ -61,9 +61,10 @@ def register(app: typer.Typer) -> None:
         with ends_readably():
             from pacs_node.config.load import load, locate
             from pacs_node.pipeline.files import collect
+            from pacs_node.pipeline.models import models_by_task
 
             settings = load(locate(config))
-            models = _models(settings)
+            models = models_by_task(settings)
             records = [
                 _explain(path, settings, models, calling_ae, called_ae, quiet=as_json)
                 for path in collect(paths)
@@ -117,19 +118,3 @@ def _explain(
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _models(config: Config) -> dict[Task, tuple[str, str] | str]:
-    """Name and version of the model that each task would use, or why there is none."""
-    from pacs_node.errors import ModelError
-    from pacs_node.infer.catalog import Catalog
-    from pacs_node.tasks import Task
-
-    found: dict[Task, tuple[str, str] | str] = {}
-    for task in Task:
-        try:
-            card = Catalog(config.models.folders).card(task, config.models.name_for(task))
-            found[task] = (card.name, card.version)
-        except ModelError as error:
-            found[task] = str(error)
-    return found

@@ -1,4 +1,5 @@
-"""Deliver: files go to a DICOM node, a DICOMweb server or a folder. How they came about is not known here.
+"""Deliver: files go to a DICOM node, a DICOMweb server, an Orthanc or a folder. How they came about is not
+known here.
 
 A destination says once what became of a file and never tries again by itself: retries are the engine's.
 """
@@ -49,6 +50,10 @@ def open_destination(name: str, settings: DestinationSettings, ae_title: str) ->
         from pacs_node.deliver.stow import StowDestination
 
         return StowDestination(name, settings)
+    if settings.type == "orthanc":
+        from pacs_node.deliver.orthanc import OrthancDestination
+
+        return OrthancDestination(name, settings)
     from pacs_node.deliver.folder import FolderDestination
 
     return FolderDestination(name, settings)

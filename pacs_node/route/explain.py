@@ -9,6 +9,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
+from pacs_node.config.destinations import OrthancDestination
 from pacs_node.config.model import Config, DicomDestination, StowDestination
 from pacs_node.dicom.derivation import NOT_FOR_DIAGNOSIS, TITLES
 from pacs_node.route.rules import Decision, RuleTrace
@@ -69,6 +70,15 @@ def where(config: Config, name: str) -> str:
         return f"C-STORE to {destination.ae_title} at {address}, calling as {calling}"
     if isinstance(destination, StowDestination):
         return f"STOW-RS to {destination.url}"
+    if isinstance(destination, OrthancDestination):
+        onward = (
+            f", and from there C-STORE to its modality {destination.modality}"
+            if destination.modality
+            else f", and from there STOW-RS to its server {destination.server}"
+            if destination.server
+            else ""
+        )
+        return f"Orthanc at {destination.url or 'the address of the one that runs this node'}{onward}"
     return f"files in {destination.path}"
 
 
