@@ -31,9 +31,8 @@ ROOT = Path(os.path.realpath(__file__)).parent.parent
 BUTTON = """
 $('#study,#series').live('pagebeforecreate', function() {
   var page = $(this), level = page.attr('id') === 'study' ? 'studies' : 'series';
-  var button = $('<a>').attr('data-role', 'button').attr('href', '#').attr('data-icon', 'search')
-    .attr('data-theme', 'e').text('Analyse with pacs-node');
-  button.insertBefore(page.find('a[id$="-delete"]').first().parent());
+  var button = $('<a href="#">').text('Analyse with pacs-node');
+  $('<li data-icon="search">').append(button).insertBefore(page.find('a[id$="-delete"]').closest('li'));
   button.click(function(event) {
     event.preventDefault();
     $.ajax({
@@ -264,7 +263,9 @@ def on_request(output, uri, **request):
     if path.strip("/") in ("", "status") and isinstance(body, dict):
         body = {**body, "plugin": host.as_dict()}
     text = json.dumps(body, indent=1)
-    if status == 200:
+    if status == 405:  # which the plugin's library sends only so
+        output.SendMethodNotAllowed(body["use"])
+    elif status == 200:
         output.AnswerBuffer(text, "application/json")
     else:
         output.SendHttpStatus(status, text, len(text))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from pacs_node import __version__
 from pacs_node.config import Config
@@ -61,16 +62,16 @@ class Control:
 
     def _answer(self, method: str, path: str, query: Mapping[str, str]) -> Answer:
         if path in ("", "status"):
-            return (200, self._status()) if method == "GET" else (405, {"error": "use GET"})
+            return (200, self._status()) if method == "GET" else (405, {"use": "GET"})
         if path == "jobs":
-            return self._jobs(query) if method == "GET" else (405, {"error": "use GET"})
+            return self._jobs(query) if method == "GET" else (405, {"use": "GET"})
         asked = _RESOURCE.match(path)
         if asked is None:
             there = "status, jobs, studies/{id}/analyze, studies/{id}/explain (series and instances likewise)"
             return 404, {"error": f"there is nothing here; there are {there}"}
         kind, resource, action = asked.groups()
         if method != ("POST" if action == "analyze" else "GET"):
-            return 405, {"error": "use POST" if action == "analyze" else "use GET"}
+            return 405, {"use": "POST" if action == "analyze" else "GET"}
         instances = self._instances(kind, resource)
         return self._analyze(instances) if action == "analyze" else self._explain(instances)
 
@@ -109,7 +110,8 @@ class Control:
         if ("status" in query and not wanted) or not limit.isdecimal() or len(limit) > 6:
             return 400, {"error": f"status is one of {', '.join(STATUSES)}; limit is a number"}
         found = self.client.find(
-            prefix=query.get("prefix"),
+            # Orthanc passes arguments on as they stand in the address.
+            prefix=unquote(query["prefix"]) if "prefix" in query else None,
             status=wanted or None,
             limit=max(1, min(int(limit), _MAX_JOBS)),
             newest_first=True,

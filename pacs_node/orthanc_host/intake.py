@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
@@ -121,14 +122,8 @@ class Intake:
             with api.stream(f"/instances/{instance}/file") as pieces:
                 head, rest = _head(pieces)
                 meta, offset = _file_meta(head)
-                syntax = str(meta.get("TransferSyntaxUID") or "")
-                named = Identity(
-                    str(meta.get("MediaStorageSOPClassUID") or ""),
-                    str(meta.get("MediaStorageSOPInstanceUID") or ""),
-                    "",
-                    "",
-                    syntax,
-                )
+                syntax = str(meta.get("TransferSyntaxUID") or metadata.get("TransferSyntax") or "")
+                named = Identity(*self._named(api, instance, meta, metadata), "", "", syntax)
                 limit = config.receive.max_object_mb << 20
                 incoming = self._node.spool.incoming(named, calling, limit)
                 for piece in chain([head[offset:]], rest):
@@ -140,6 +135,14 @@ class Intake:
         finally:
             if incoming is not None:
                 incoming.discard()
+
+    def _named(
+        self, api: OrthancApi, instance: str, meta: Dataset, metadata: Mapping[str, Any]
+    ) -> tuple[str, str]:
+        """SOP Class and SOP Instance UID, which the file meta of an uploaded file may lack."""
+        sop_class = str(meta.get("MediaStorageSOPClassUID") or metadata.get("SopClassUid") or "")
+        uid = str(meta.get("MediaStorageSOPInstanceUID") or "")
+        return sop_class, uid or str(api.get(f"/instances/{instance}")["MainDicomTags"]["SOPInstanceUID"])
 
     def _deliver_missing(self, stored: Stored, config: Config) -> None:
         """Deliver again what is not in Orthanc, because the study was deleted there and has now come back."""
@@ -179,14 +182,15 @@ def _head(pieces: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
 
 
 def _file_meta(head: bytes) -> tuple[Dataset, int]:
-    """File meta information (PS3.10 7.1) of a Part 10 file, and where the data set begins.
+    """File meta information (PS3.10 7.1) of a file, empty if it has none, and where the data set begins.
 
-    Raises UnreadableError. Its group length is not believed: files that were uploaded are kept as they came.
+    Orthanc keeps what was uploaded as it came: the preamble may be missing, or the file meta, and its group
+    length is not believed. Raises UnreadableError.
     """
-    if head[128:_PREAMBLE] != b"DICM":
-        raise UnreadableError("it is not a DICOM Part 10 file")
     stream = io.BytesIO(head)
-    stream.seek(_PREAMBLE)
+    stream.seek(_PREAMBLE if head[_PREAMBLE - 4 : _PREAMBLE] == b"DICM" else 0)
+    if head[stream.tell() : stream.tell() + 2] != b"\x02\0":
+        return Dataset(), stream.tell()
     try:
         meta = read_dataset(
             stream,
@@ -194,10 +198,10 @@ def _file_meta(head: bytes) -> tuple[Dataset, int]:
             is_little_endian=True,
             stop_when=lambda tag, vr, length: tag >> 16 != 2,
         )
-        syntax = meta.get("TransferSyntaxUID")
+        meta.get("TransferSyntaxUID")
     # pydicom raises whatever the bytes provoke; all of it means the same here.
     except Exception as error:
         raise UnreadableError(f"its file meta does not parse: {type(error).__name__}") from error
-    if not syntax or stream.tell() > _HEAD:
-        raise UnreadableError("its file meta has no Transfer Syntax UID")
+    if stream.tell() >= _HEAD:
+        raise UnreadableError("its file meta does not end")
     return meta, stream.tell()
