@@ -1,4 +1,4 @@
-"""``pacs-node serve`` and ``pacs-node worker``: the node itself."""
+"""``pacs-node serve``, ``worker`` and ``web``: the node itself."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def register(app: typer.Typer) -> None:
     def serve(config: Annotated[Path | None, _CONFIG] = None) -> None:
         """Run the node: receive, analyse, deliver. Ends on SIGTERM; SIGHUP reloads the configuration.
 
-        The receiver and the worker are processes of their own, started again if they die; nothing that was
-        received is lost by that.
+        The receiver, the worker and the DICOMweb service (if web is configured) are processes of their own,
+        started again if they die; nothing that was received is lost by that.
 
         Example: [bold]pacs-node serve --config pacs-node.yaml[/bold]
         """
@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
             settings = supervisor.preflight(path)
             log.configure("node", settings.node.log_level)
             Node.open(settings)
-            raise typer.Exit(supervisor.run(path))
+            raise typer.Exit(supervisor.run(path, supervisor.wanted(settings)))
 
     @app.command()
     def worker(config: Annotated[Path | None, _CONFIG] = None) -> None:
@@ -54,5 +54,19 @@ def register(app: typer.Typer) -> None:
         with ends_readably():
             from pacs_node.config.load import locate
             from pacs_node.pipeline import worker as process
+
+            raise typer.Exit(process.run(locate(config)))
+
+    @app.command()
+    def web(config: Annotated[Path | None, _CONFIG] = None) -> None:
+        """Run only the DICOMweb service: take in by STOW-RS, answer QIDO-RS and WADO-RS.
+
+        Example: [bold]pacs-node web --config pacs-node.yaml[/bold]
+        """
+        from pacs_node.cli.messages import ends_readably
+
+        with ends_readably():
+            from pacs_node.config.load import locate
+            from pacs_node.dicomweb import server as process
 
             raise typer.Exit(process.run(locate(config)))

@@ -34,6 +34,7 @@ def check(config: Config, source: Source, environ: Mapping[str, str] | None = No
     environ = os.environ if environ is None else environ
     problems = [
         *_receive(config, source),
+        *_web(config, source, environ),
         *_state(config, source),
         *_models(config, source),
         *_providers(config, source),
@@ -63,6 +64,29 @@ def _receive(config: Config, source: Source) -> Iterator[Problem]:
     for index, caller in enumerate(config.receive.callers):
         if caller.host and (trouble := host_trouble(caller.host)):
             yield _told(source, ("receive", "callers", index, "host"), trouble)
+
+
+def _web(config: Config, source: Source, environ: Mapping[str, str]) -> Iterator[Problem]:
+    web = config.web
+    if web is None:
+        return
+    if trouble := port_trouble(web.host, web.port):
+        yield _told(source, ("web", "host" if "not an address" in trouble.message else "port"), trouble)
+    for key in ("password_env", "token_env"):
+        yield from _variable(("web", key), getattr(web, key), source, environ)
+    if not web.password_env and not web.token_env and web.host not in ("127.0.0.1", "::1", "localhost"):
+        message = "everybody who reaches this address can read all images and send more"
+        yield source.problem(
+            ("web", "host"), message, "Ask for username and password_env, or for token_env", "warning"
+        )
+
+
+def _variable(
+    where: Where, name: str | None, source: Source, environ: Mapping[str, str]
+) -> Iterator[Problem]:
+    if name and not environ.get(name):
+        message = f"the environment variable {name} is not set"
+        yield source.problem(where, message, f"Set it where the node is started, e.g. export {name}=…")
 
 
 def _state(config: Config, source: Source) -> Iterator[Problem]:
@@ -159,12 +183,7 @@ def _stow(
     where: Where, stow: StowDestination, source: Source, environ: Mapping[str, str]
 ) -> Iterator[Problem]:
     for key in ("password_env", "token_env"):
-        variable = getattr(stow, key)
-        if variable and not environ.get(variable):
-            message = f"the environment variable {variable} is not set"
-            yield source.problem(
-                (*where, key), message, f"Set it where the node is started, e.g. export {variable}=…"
-            )
+        yield from _variable((*where, key), getattr(stow, key), source, environ)
     if isinstance(stow.verify, Path) and not os.access(stow.verify, os.R_OK):
         message = "the certificate authority's file cannot be read"
         yield source.problem((*where, "verify"), message, "Correct the path or the file's permissions")
@@ -214,7 +233,7 @@ def _given(config: Config) -> dict[str, Condition]:
     given = {}
     if config.receive.check_called_ae:
         given["called_ae"] = Condition(equals=config.node.ae_title)
-    if config.receive.check_calling_ae:
+    if config.receive.check_calling_ae and config.web is None:  # by DICOMweb nobody has an AE title
         given["calling_ae"] = Condition(one_of=tuple(caller.ae_title for caller in config.receive.callers))
     return given
 

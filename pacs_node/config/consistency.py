@@ -31,6 +31,7 @@ class Inconsistency:
 def inconsistencies(tree: Mapping[str, Any]) -> Iterator[Inconsistency]:
     """All unmet demands between the parts of the file, in the order of the file."""
     yield from _receive(_mapping(tree.get("receive")))
+    yield from _web(_mapping(tree.get("web")), _mapping(tree.get("receive")))
     destinations = _mapping(tree.get("destinations"))
     for name, destination in destinations.items():
         yield from _destination(name, _mapping(destination))
@@ -56,6 +57,18 @@ def _receive(receive: Mapping[str, Any]) -> Iterator[Inconsistency]:
         )
 
 
+def _web(web: Mapping[str, Any], receive: Mapping[str, Any]) -> Iterator[Inconsistency]:
+    if bool(web.get("username")) != bool(web.get("password_env")):
+        key, other = ("username", "password_env") if web.get("username") else ("password_env", "username")
+        yield Inconsistency(("web", key), f"there is {key} but no {other}", f"Add {other}, or remove {key}")
+    if web and web.get("port", 8080) == receive.get("port", 11112):
+        yield Inconsistency(
+            ("web", "port") if "port" in web else ("receive", "port"),
+            "the DICOM receiver and the DICOMweb service have the same port",
+            "Give one of them another port",
+        )
+
+
 def _destination(name: str, destination: Mapping[str, Any]) -> Iterator[Inconsistency]:
     if destination.get("username") and not destination.get("password_env"):
         yield Inconsistency(
@@ -66,6 +79,12 @@ def _destination(name: str, destination: Mapping[str, Any]) -> Iterator[Inconsis
     if destination.get("password_env") and not destination.get("username"):
         yield Inconsistency(
             ("destinations", name, "password_env"), "there is a password but no user name", "Add username"
+        )
+    if destination.get("modality") and destination.get("server"):
+        yield Inconsistency(
+            ("destinations", name, "server"),
+            "one destination cannot be both a modality and a DICOMweb server",
+            "Make two destinations of it, and name both in the rule",
         )
     if destination.get("token_env") and destination.get("username"):
         yield Inconsistency(

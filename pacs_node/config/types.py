@@ -107,6 +107,16 @@ def _variable(text: str) -> str:
     return text
 
 
+def _origin(text: str) -> str:
+    if text == "*" or re.fullmatch(r"https?://[A-Za-z0-9.-]{1,253}(:\d{1,5})?", text):
+        return text
+    raise problem(
+        "this is not the origin of a web page",
+        "Give scheme, host and port as the browser shows them, such as https://viewer.local:3000, "
+        "without a path",
+    )
+
+
 def _destination_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", text):
         raise problem(
@@ -127,6 +137,7 @@ LocalPath = Annotated[Path, BeforeValidator(_path)]
 Url = Annotated[StrictStr, AfterValidator(_url)]
 DatabaseUrl = Annotated[StrictStr, AfterValidator(_database)]
 Host = Annotated[StrictStr, AfterValidator(_host)]
+Origin = Annotated[StrictStr, AfterValidator(_origin)]
 Variable = Annotated[StrictStr, AfterValidator(_variable)]
 DestinationName = Annotated[StrictStr, AfterValidator(_destination_name)]
 RuleName = Annotated[StrictStr, AfterValidator(_rule_name)]

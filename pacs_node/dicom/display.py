@@ -107,6 +107,19 @@ def curve(ds: Dataset, stored: Stored, valid: Array, warnings: list[str]) -> Cur
     return Curve(fit.first, 1 - fit.display, fit.fitted) if inverted else fit
 
 
+def windowed(ds: Dataset, stored: Stored, centre: float, width: float, function: str) -> Curve:
+    """The curve of ``ds`` with this window (``function``: LINEAR, LINEAR_EXACT or SIGMOID) in place of the
+    header's, whether it fits the pixels or not. Raises Refused ``bad-lut``.
+    """
+    wanted = Dataset()
+    wanted.WindowCenter, wanted.WindowWidth, wanted.VOILUTFunction = centre, width, function
+    values = np.arange(stored.lowest, stored.highest + 1, dtype=np.float64)
+    shown = _voi(wanted, _modality(ds, values), [])
+    if shown is None:
+        raise Refused("bad-lut", f"a window of the width {width:g} shows nothing", "Give a width from 1")
+    return Curve(stored.lowest, 1 - shown if ds.PhotometricInterpretation == "MONOCHROME1" else shown)
+
+
 def _modality(ds: Dataset, values: Array) -> Array:
     items = ds.get("ModalityLUTSequence")
     if items:

@@ -1,4 +1,5 @@
-"""The supervisor: keeps a receiver and a worker process running, and passes SIGTERM and SIGHUP on to them.
+"""The supervisor: keeps a receiver, a worker and, if configured, a DICOMweb process running, and passes
+SIGTERM and SIGHUP on to them.
 
 It holds no work of its own, so its death loses nothing: its children notice and end, and everything that was
 received goes on at the next start.
@@ -27,6 +28,13 @@ FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 #: A process that ran this long was not failing at its start: the next restart is prompt again.
 STEADY_SECONDS = 60.0
 STOP_SECONDS = 15.0
+
+#: What can be kept running, each a module with ``--config FILE --parent PID``.
+PROCESSES = {
+    "receiver": "pacs_node.pipeline.receiver",
+    "worker": "pacs_node.pipeline.worker",
+    "web": "pacs_node.dicomweb.server",
+}
 
 
 @dataclass
@@ -94,6 +102,11 @@ def preflight(config_path: Path) -> Config:
     return config
 
 
+def wanted(config: Config) -> tuple[str, ...]:
+    """The processes that a configuration asks for."""
+    return ("receiver", "worker") if config.web is None else ("receiver", "worker", "web")
+
+
 def run(config_path: Path, children: tuple[str, ...] = ("receiver", "worker")) -> int:
     """Supervise until SIGTERM or SIGINT; the exit code."""
     signals = Signals()
@@ -103,7 +116,7 @@ def run(config_path: Path, children: tuple[str, ...] = ("receiver", "worker")) -
             [
                 sys.executable,
                 "-m",
-                f"pacs_node.pipeline.{name}",
+                PROCESSES[name],
                 "--config",
                 str(config_path),
                 "--parent",
