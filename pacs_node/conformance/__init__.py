@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydicom.datadict import keyword_for_tag
 from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
@@ -16,6 +17,10 @@ from pacs_node import __version__
 from pacs_node.config.model import Config, DicomDestination, Receive, StowDestination
 from pacs_node.dicom import codes, uids
 from pacs_node.dicom.derived import SUPPORTED
+from pacs_node.dicomweb.attributes import COMPUTED, LEVEL_TAGS, LEVELS, MATCHABLE
+from pacs_node.dicomweb.multipart import MAX_PARTS
+from pacs_node.dicomweb.pixels import MEDIA_TYPES
+from pacs_node.dicomweb.query import MAX_RESULTS
 from pacs_node.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.pipeline.node import DELIVER_SLOTS
 from pacs_node.receive.contexts import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
@@ -94,6 +99,7 @@ def _content(config: Config) -> dict[str, Any]:
         "callers": [(caller.ae_title, caller.host or "any") for caller in config.receive.callers],
         "dicom": _dicom(config),
         "web": [(name, d.url) for name, d in config.destinations.items() if isinstance(d, StowDestination)],
+        "served": _served(config),
         "templates": _TEMPLATES,
         "scheme": codes.SCHEME,
         "scheme_uid": uids.CODING_SCHEME,
@@ -143,6 +149,34 @@ def _dicom(config: Config) -> Rows:
         for name, d in config.destinations.items()
         if isinstance(d, DicomDestination)
     ]
+
+
+def _served(config: Config) -> dict[str, Any] | None:
+    """What the node's own DICOMweb service offers."""
+    if config.web is None:
+        return None
+    web = config.web
+    host = f"[{web.host}]" if ":" in web.host else web.host
+    named = {level: [keyword_for_tag(int(tag, 16)) for tag in tags] for level, tags in LEVEL_TAGS.items()}
+    asked = {"user name and password": web.password_env, "bearer token": web.token_env}
+    return {
+        "address": f"http://{host}:{web.port}/dicom-web",
+        "authentication": " or ".join(how for how, given in asked.items() if given) or "none",
+        "origins": ", ".join(web.origins) or "none",
+        "keys": [
+            (
+                level.capitalize(),
+                ", ".join(keyword_for_tag(int(tag, 16)) for tag, at in MATCHABLE.items() if at == level),
+            )
+            for level in LEVELS
+        ],
+        "returned": [
+            (level.capitalize(), ", ".join(sorted({*named[level], *COMPUTED[level]}))) for level in LEVELS
+        ],
+        "frames": [(TRANSFER_SYNTAXES[uid], uid, kind) for uid, kind in MEDIA_TYPES.items()],
+        "max_results": MAX_RESULTS,
+        "max_parts": MAX_PARTS,
+    }
 
 
 def _private_codes() -> Rows:

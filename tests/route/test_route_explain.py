@@ -304,3 +304,15 @@ def test_every_table_of_the_statement_is_well_formed(tmp_path: Path) -> None:
     assert len(blocks) > 10
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_the_conformance_statement_of_the_dicomweb_service(tmp_path: Path) -> None:
+    text = statement(tmp_path, CONFIG + "\nweb: {port: 8081, token_env: TOKEN, max_request_mb: 77}\n")
+    assert "http://127.0.0.1:8081/dicom-web. Authentication: bearer token." in text
+    assert "77 MB" in text
+    assert "#### 4.2.3 DICOMweb Origin Server" in text
+    assert "| JPEG-LS Lossless | 1.2.840.10008.1.2.4.80 | image/jls |" in text
+    assert re.search(r"(?m)^\| Study \| .*AccessionNumber.*ModalitiesInStudy", text)
+    for block in re.findall(r"(?m)(?:^\|.*\n)+", text):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+    assert "4.2.3" not in statement(tmp_path)
