@@ -19,6 +19,8 @@ need /usr/share/orthanc/plugins/libOrthancDicomWeb.so orthanc-dicomweb
 need /usr/share/orthanc/plugins/libOrthancGdcm.so orthanc-gdcm
 need chromium chromium
 need initdb postgresql
+need systemd-analyze systemd
+docker compose version >/dev/null 2>&1 || need docker-compose docker-compose
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" = 0 ]; then

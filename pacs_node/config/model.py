@@ -16,6 +16,7 @@ from pydantic import model_validator as validator
 
 from pacs_node.config.consistency import inconsistencies
 from pacs_node.config.destinations import Destination, DicomDestination, FolderDestination, StowDestination
+from pacs_node.config.metrics import Metrics
 from pacs_node.config.section import Section
 from pacs_node.config.types import (
     AeTitle,
@@ -337,6 +338,9 @@ class Config(Section):
     receive: Receive = Field(Receive(), description="The DICOM receiver.")
     web: Web | None = Field(
         None, description="The node's own DICOMweb service; without this section there is none."
+    )
+    metrics: Metrics | None = Field(
+        None, description="Figures for Prometheus; without this section there are none."
     )
     limits: Limits = Field(Limits(), description="Bounds on what is analysed.")
     study: Study = Field(Study(), description="When a study counts as complete.")

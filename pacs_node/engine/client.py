@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,6 +181,13 @@ class Client:
             sort_desc=newest_first,
         )
         return [_job(row) for row in rows]
+
+    def tally(self, status: Iterable[Status]) -> Counter[tuple[str, Status, str]]:
+        """How many jobs there are of each kind, status and queue, of the statuses asked for."""
+        rows = self._dbos.list_workflows(
+            status=[_STORED[s] for s in status], load_input=False, load_output=False
+        )
+        return Counter((job.kind, job.status, job.queue) for job in map(_job, rows))
 
     def steps(self, job_id: str) -> list[Step]:
         """The finished steps of a job, in order."""

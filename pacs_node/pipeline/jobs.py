@@ -32,6 +32,7 @@ from pacs_node.errors import Refused
 from pacs_node.files import atomic_write, make_folder
 from pacs_node.pipeline.analysis import DONE, FAILED, Analyst, Source, open_source
 from pacs_node.pipeline.deliveries import Deliveries
+from pacs_node.pipeline.metrics import ROUTED, TASK_SECONDS
 from pacs_node.pipeline.node import (
     ACCELERATOR_QUEUE,
     ANALYSE,
@@ -102,6 +103,7 @@ class Jobs:
         route = self._decision(key)
         self._write(key, ROUTE_FILE, route)
         refused = route["refused"]
+        ROUTED.labels("refused" if refused else "analysed" if route["tasks"] else "kept").inc()
         log.info(
             "routed",
             extra={
@@ -183,6 +185,7 @@ class Jobs:
         results = self._results(key)
         outcome = self.analyst().attempt(self._source(key), task, results / f"{task}.dcm", received)
         self._write(key, f"{task}.json", outcome)
+        TASK_SECONDS.labels(name, outcome["status"]).observe(outcome["seconds"])
         log.info(
             "task " + outcome["status"],
             extra={"job": run.job_id, "task": name, "seconds": outcome["seconds"]},

@@ -18,6 +18,7 @@ from pacs_node.engine.client import without_password
 from pacs_node.engine.engine import Engine
 from pacs_node.engine.job import EngineError
 from pacs_node.errors import ConfigurationError, ModelError
+from pacs_node.pipeline import metrics
 from pacs_node.pipeline.jobs import Jobs
 from pacs_node.pipeline.node import DELIVER_SLOTS, LiveConfig, Node, deliver_queue, queues
 from pacs_node.pipeline.process import Signals
@@ -69,6 +70,8 @@ def _work(node: Node, live: LiveConfig, signals: Signals) -> int:
         log.error("%s", error)
         return 1
     announce(node, live.config, jobs)
+    if live.config.metrics is not None:
+        metrics.serve(live.config.metrics, node, engine.client)
     threading.Thread(target=_load_models, args=(jobs, live.config), name="load-models", daemon=True).start()
     settled = purged = float("-inf")
     while signals.wait():
@@ -106,13 +109,12 @@ def announce(node: Node, config: Config, jobs: Jobs) -> None:
             },
         )
     for name, destination in config.destinations.items():
-        place = (
-            destination.path
-            if destination.type == "folder"
-            else destination.url
-            if destination.type == "stow"
-            else (f"{destination.ae_title}@{destination.host}:{destination.port}")
-        )
+        if destination.type == "folder":
+            place = str(destination.path)
+        elif destination.type == "dicom":
+            place = f"{destination.ae_title}@{destination.host}:{destination.port}"
+        else:
+            place = destination.url or "the Orthanc that runs this node"
         log.info("destination", extra={"destination": name, "type": destination.type, "at": place})
     for task in _wanted(config):
         try:

@@ -313,7 +313,10 @@ class Receiver:
     def _on_commitment_report(self, event: Any) -> tuple[int, None]:
         if self._commitments is None:
             return NO_SUCH_ARGUMENT, None
+        data_set = event.request.EventInformation
         try:
+            if isinstance(data_set, ArrivingDataSet) and data_set.failure is not None:
+                raise data_set.failure
             asked = self._commitments.report(event.event_information)
         except OSError as error:
             log.error("a report on storage commitment is not kept: %s", _reason(error))

@@ -67,9 +67,11 @@ class ArrivingDataSet(io.BytesIO):
             except OSError as error:
                 self.discard()
                 self.failure = error
-        # What goes on past the bound is cut off, and does not parse then.
-        elif isinstance(self._message, N_EVENT_REPORT_RQ) and self.tell() + len(data) <= MAX_EVENT_REPORT:
-            super().write(data)
+        if self.failure is None and isinstance(self._message, N_EVENT_REPORT_RQ):
+            if self.tell() + len(data) > MAX_EVENT_REPORT:
+                self.failure = OSError(f"the report has more than {MAX_EVENT_REPORT} bytes")
+            else:
+                super().write(data)
         return len(data)
 
     def discard(self) -> None:
