@@ -11,9 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydicom.datadict import keyword_for_tag
 from pydicom.sr.coding import Code
-from pydicom.uid import UID
+from pydicom.uid import UID, ComprehensiveSRStorage
 
 from pacs_node import __version__
+from pacs_node.commitment import STORAGE_COMMITMENT
 from pacs_node.config.model import Config, DicomDestination, Receive, StowDestination
 from pacs_node.dicom import codes, uids
 from pacs_node.dicom.derived import SUPPORTED
@@ -81,10 +82,13 @@ def statement(config: Config) -> str:
 def _content(config: Config) -> dict[str, Any]:
     made = {**{str(uid): UID(uid).name for uid in SUPPORTED}, _REPORT: UID(_REPORT).name}
     made.setdefault(_HEATMAP, UID(_HEATMAP).name)
+    if any(destination.sr == "comprehensive" for destination in config.destinations.values()):
+        made[str(ComprehensiveSRStorage)] = ComprehensiveSRStorage.name
     return {
         "config": config,
         "version": __version__,
         "services": _services(config, made),
+        "committing": _committing(config),
         "received": [("Verification", VERIFICATION), *_by_name(STORAGE_SOP_CLASSES)],
         "made": _by_name(made),
         "policies": _policies(config.receive),
@@ -116,7 +120,13 @@ def _services(config: Config, made: dict[str, str]) -> Rows:
     sends = bool(_dicom(config))
     every = sorted({**STORAGE_SOP_CLASSES, **made}.items(), key=lambda pair: pair[1])
     rows = [(name, uid, _yes(sends), _yes(uid in STORAGE_SOP_CLASSES)) for uid, name in every]
-    return [*rows, ("Verification", VERIFICATION, _yes(sends), "Yes")]
+    commitment = ("Storage Commitment Push Model", STORAGE_COMMITMENT, _yes(bool(_committing(config))), "No")
+    return [*rows, ("Verification", VERIFICATION, _yes(sends), "Yes"), commitment]
+
+
+def _committing(config: Config) -> list[str]:
+    """The destinations that are asked for storage commitment."""
+    return [n for n, d in config.destinations.items() if isinstance(d, DicomDestination) and d.commitment]
 
 
 def _yes(value: bool) -> str:

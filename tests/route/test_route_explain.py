@@ -299,6 +299,17 @@ def test_the_conformance_statement_of_a_node_that_sends_nothing(tmp_path: Path) 
     assert all(user == "No" for _, user, _ in rows)
 
 
+def test_the_conformance_statement_says_who_is_asked_for_commitment(tmp_path: Path) -> None:
+    destination = (
+        "{type: dicom, ae_title: A, host: 127.0.0.1, port: 104, commitment: true, sr: comprehensive}"
+    )
+    text = statement(tmp_path, f"destinations:\n  KEEPER: {destination}\n")
+    assert "| Storage Commitment Push Model | 1.2.840.10008.1.20.1 | Yes | No |" in text
+    assert "Storage commitment is asked of KEEPER" in text
+    assert "| Comprehensive SR Storage | 1.2.840.10008.5.1.4.1.1.88.33 |" in text
+    assert "asked of" not in statement(tmp_path)
+
+
 def test_every_table_of_the_statement_is_well_formed(tmp_path: Path) -> None:
     blocks = re.findall(r"(?m)(?:^\|.*\n)+", statement(tmp_path))
     assert len(blocks) > 10
