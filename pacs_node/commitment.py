@@ -84,6 +84,15 @@ class Ledger:
             return None
         return Answer(frozenset(record["committed"]), dict(record["failed"]))
 
+    def knows(self, transaction: str) -> bool:
+        """Whether it was asked for and not forgotten since."""
+        return self._path(transaction, _ASKED).exists()
+
+    def forget(self, transaction: str) -> None:
+        """Forget a transaction and what was reported on it."""
+        for suffix in (_ASKED, _ANSWER):
+            self._path(transaction, suffix).unlink(missing_ok=True)
+
     def purge(self, older_than: datetime) -> int:
         """Forget the transactions that were asked for before ``older_than`` (an aware time); how many."""
         forgotten = 0

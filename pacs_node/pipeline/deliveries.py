@@ -63,6 +63,9 @@ class Deliveries:
             if "waiting" in sent:
                 self._look_again(run, payload | {"transaction": transaction, "expires": expires})
                 return sent | {"transaction": transaction}
+            if "forgotten" in sent:
+                self.enqueue(run, file, name, payload["priority"], attempt + 1)
+                return sent
         retry = self._current().deliver.retry
         if sent["delivered"] or "unwanted" in sent:
             return sent
@@ -70,7 +73,10 @@ class Deliveries:
             delay = min(retry.max_seconds, retry.first_seconds * 2 ** min(attempt - 1, 30))
             self.enqueue(run, file, name, payload["priority"], attempt + 1, delay)
             return sent | {"next_in_seconds": delay}
-        # A dead letter: it stays as a failed job, with its file, until someone retries or cancels it.
+        # A dead letter: it stays as a failed job, with its file, until someone retries or cancels it. When it
+        # is retried it is sent again, and not judged by the same report.
+        if "transaction" in payload:
+            run.step("forget", self._node.commitments.forget, payload["transaction"])
         raise DeliveryError(name, str(sent["reason"]), transient=False)
 
     def _send(self, run: Run, file: str, name: str) -> JSON:
@@ -115,7 +121,10 @@ class Deliveries:
         return {"transaction": transaction, "expires": expires.isoformat()}
 
     def _report(self, run: Run, name: str, transaction: str, expires: str) -> JSON:
-        answer = self._node.commitments.answer(transaction)
+        ledger = self._node.commitments
+        answer = ledger.answer(transaction)
+        if answer is None and not ledger.knows(transaction):
+            return {"forgotten": True, "delivered": False}
         if answer is None:
             if datetime.now(UTC) < datetime.fromisoformat(expires):
                 return {"waiting": "for the report on storage commitment"}

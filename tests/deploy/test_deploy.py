@@ -163,7 +163,7 @@ def test_systemd_takes_the_units(unit: Path, tmp_path: Path, require_tool: Calla
     tool = require_tool("systemd-analyze")
     # It wants the program to be there.
     text, count = re.subn("/opt/pacs-node/venv/bin/pacs-node", "/bin/true", unit.read_text())
-    assert count >= 2
+    assert count
     copy = tmp_path / unit.name
     copy.write_text(text)
     done = subprocess.run([tool, "verify", str(copy)], capture_output=True, text=True)

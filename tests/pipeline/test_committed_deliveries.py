@@ -84,6 +84,32 @@ def test_a_lasting_refusal_is_a_dead_letter_with_its_reason(site: Site) -> None:
     assert job.key == f"{key}/received"
 
 
+def test_a_dead_letter_that_is_retried_is_sent_again(site: Site) -> None:
+    site.verdicts = [lambda uids: None]
+    site.bench.receive(chest())
+    child = site.bench.work()
+    try:
+        _until(lambda: any(job.status == "done" and "waiting" in job.result for job in site.deliveries()))
+        (request,) = site.peer.requests
+        uid = str(request.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+        assert send_report(site.port, *report(request, {uid: 0x0122})) == 0
+        _until(lambda: site.deliveries()[-1].status == "failed")
+        with site.bench.client() as client:
+            client.retry(site.deliveries()[-1].id)
+        _until(lambda: (site.deliveries()[-1].result or {}).get("committed"))
+    finally:
+        assert child.stop() == 0
+    assert len(site.peer.stored) == 2
+    assert {job.status for job in site.deliveries()} == {"done"}
+
+
+def _until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def test_a_report_that_comes_while_the_worker_is_dead_counts(site: Site) -> None:
     site.verdicts = [lambda uids: None]  # nothing until we say so
     key = site.bench.receive(chest())
@@ -99,6 +125,7 @@ def test_a_report_that_comes_while_the_worker_is_dead_counts(site: Site) -> None
     assert len(site.peer.requests) == 1
 
 
+@pytest.mark.slow
 def test_killed_between_request_and_record_it_asks_again(site: Site) -> None:
     key = site.bench.receive(chest())
     boundary = f"deliver/{key}/received/PEER/1 request commitment: done, not recorded"
@@ -109,6 +136,7 @@ def test_killed_between_request_and_record_it_asks_again(site: Site) -> None:
     assert len(site.peer.requests) == 2
 
 
+@pytest.mark.slow
 def test_waiting_for_reports_holds_up_nothing(site: Site) -> None:
     """More deliveries than the queue has slots wait for a report; others pass them."""
     waiting = 6
