@@ -15,9 +15,9 @@ from urllib.parse import quote
 import requests
 from requests.adapters import HTTPAdapter
 
+from pacs_node.config.machine import ORTHANC_URL
 from pacs_node.errors import PacsNodeError
 
-ENVIRONMENT_URL = "PACS_NODE_ORTHANC_URL"
 ENVIRONMENT_AUTHORIZATION = "PACS_NODE_ORTHANC_AUTHORIZATION"
 ENVIRONMENT_FINGERPRINT = "PACS_NODE_ORTHANC_FINGERPRINT"
 
@@ -65,7 +65,7 @@ class OrthancApi:
     @staticmethod
     def hosting(timeout: float = 30.0) -> OrthancApi:
         """The Orthanc that runs this node as its plugin."""
-        url = os.environ.get(ENVIRONMENT_URL)
+        url = os.environ.get(ORTHANC_URL)
         if not url:
             raise OrthancError(0, "no Orthanc runs this node; give the destination a url")
         authorization = os.environ.get(ENVIRONMENT_AUTHORIZATION)

@@ -7,8 +7,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from pacs_node.config.destinations import OrthancDestination
 from pacs_node.config.machine import (
+    ORTHANC_URL,
     Trouble,
     folder_trouble,
     free_mb,
@@ -177,6 +180,8 @@ def _destinations(config: Config, source: Source, environ: Mapping[str, str]) ->
                     yield source.problem((*where, "port"), message, "Give the address of the PACS")
             case StowDestination():
                 yield from _stow(where, destination, source, environ)
+            case OrthancDestination():
+                yield from _orthanc(where, destination, source, environ)
 
 
 def _stow(
@@ -193,6 +198,19 @@ def _stow(
     if (stow.username or stow.token_env) and stow.url.startswith("http://"):
         message = "a secret would be sent unencrypted"
         yield source.problem((*where, "url"), message, "Use https://", "warning")
+
+
+def _orthanc(
+    where: Where, orthanc: OrthancDestination, source: Source, environ: Mapping[str, str]
+) -> Iterator[Problem]:
+    if orthanc.url is None and not environ.get(ORTHANC_URL):
+        message = "no Orthanc runs this node as its plugin, so there is none without an address"
+        yield source.problem((*where, "type"), message, "Add url, such as http://127.0.0.1:8042")
+    yield from _variable((*where, "password_env"), orthanc.password_env, source, environ)
+    if orthanc.username and orthanc.url and orthanc.url.startswith("http://"):
+        message = "a secret would be sent unencrypted"
+        if not is_this_machine(urlsplit(orthanc.url).hostname or ""):
+            yield source.problem((*where, "url"), message, "Use https://", "warning")
 
 
 def _rules(config: Config, source: Source) -> Iterator[Problem]:

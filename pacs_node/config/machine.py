@@ -12,6 +12,9 @@ from pathlib import Path
 _PACS_NODE = re.compile(r"(^|[\s/])pacs-node(\s|$)|-m pacs_node\b")
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 
+#: Set by the Orthanc that runs this node as its plugin: where its REST API is.
+ORTHANC_URL = "PACS_NODE_ORTHANC_URL"
+
 
 @dataclass(frozen=True)
 class Trouble:

@@ -15,6 +15,7 @@ from pacs_node import orthanc_api
 from pacs_node.config import Config
 from pacs_node.config.check import check
 from pacs_node.config.load import parse
+from pacs_node.config.machine import ORTHANC_URL
 from pacs_node.config.source import Source, read_text
 from pacs_node.errors import ConfigurationError, Problem
 from pacs_node.files import atomic_write, make_folder
@@ -55,7 +56,7 @@ class Setup:
         secure = bool(self.configuration.get("SslEnabled", False))
         port = int(self.configuration.get("HttpPort", 8042))
         environment = {
-            orthanc_api.ENVIRONMENT_URL: f"{'https' if secure else 'http'}://127.0.0.1:{port}",
+            ORTHANC_URL: f"{'https' if secure else 'http'}://127.0.0.1:{port}",
         }
         if self.authorization:
             environment[orthanc_api.ENVIRONMENT_AUTHORIZATION] = self.authorization

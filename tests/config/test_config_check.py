@@ -239,6 +239,7 @@ DESTINATIONS = {
     ),
     "ca": ("{type: stow, url: 'https://127.0.0.1', verify: /nowhere.pem}", "A.verify", "cannot be read", "Correct", "error"),
     "unverified": ("{type: stow, url: 'https://127.0.0.1', verify: false}", "A.verify", "not checked", "authority", "warning"),
+    "orthanc": ("{type: orthanc}", "A.type", "no Orthanc runs this node", "Add url", "error"),
     "host": ("{type: dicom, ae_title: A, host: no.such.host.invalid, port: 1}", "A.host", "resolve", "IP", "warning"),
 }  # fmt: skip
 
