@@ -110,6 +110,11 @@ class Index:
             found.setdefault((held.study, held.series, held.instance), held)
         return list(found.values())
 
+    def refresh(self) -> None:
+        """Bring it up to date with the whole spool."""
+        with self._lock:
+            self._refresh_all()
+
     def stale(self) -> None:
         """Something has been stored here: the next question looks through the whole spool."""
         self._seen = float("-inf")

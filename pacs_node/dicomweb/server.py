@@ -96,7 +96,7 @@ def run(config_path: Path, parent: int | None = None) -> int:
     if listener is None:
         return 1
     log.info("serving DICOMweb", extra={"path": ROOT, "seconds": seconds_since_start()})
-    threading.Thread(target=registry.warm_up, name="warm-up", daemon=True).start()
+    threading.Thread(target=_warm_up, args=(registry, index), name="warm-up", daemon=True).start()
     while signals.wait() and listener.alive:
         if not (signals.take_reload() and live.refresh()):
             continue
@@ -116,6 +116,12 @@ def run(config_path: Path, parent: int | None = None) -> int:
     index.close()
     log.info("stopped")
     return 1 if ended_by_itself else 0
+
+
+def _warm_up(registry: Registry, index: Index) -> None:
+    """What the first request would otherwise wait for: the engine's client, and what came meanwhile."""
+    registry.warm_up()
+    index.refresh()
 
 
 def _listen(config: Config, service: Service) -> Listener | None:

@@ -88,6 +88,12 @@ class Served(Bench):
         self.process.send_signal(number)
         return self.process.wait(WAIT)
 
+    def peak_memory_mb(self) -> float:
+        """The most memory that the process has had."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
     def ask(
         self, method: str, path: str, content: Any = None, **headers: str
     ) -> tuple[int, bytes, dict[str, str]]:

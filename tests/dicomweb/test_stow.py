@@ -245,6 +245,21 @@ def test_bounds(serve: Callable[..., Served]) -> None:
     assert arriving(served) == []
 
 
+def test_a_large_instance_takes_no_memory(serve: Callable[..., Served]) -> None:
+    served = serve(receive={"max_object_mb": 128, "min_free_disk_mb": 1})
+    assert served.post(body(part10(radiograph(seed=1))))[0] == 200
+    before = served.peak_memory_mb()
+    image = radiograph(seed=2)
+    image.PixelData = bytes(96 << 20)
+    assert served.post(body(part10(image)))[0] == 200
+    assert served.peak_memory_mb() - before < 32
+    series = f"/studies/{image.StudyInstanceUID}/series/{image.SeriesInstanceUID}"
+    path = f"{series}/instances/{image.SOPInstanceUID}"
+    path = f"{series}/instances/{image.SOPInstanceUID}"
+    assert len(served.get(path, Accept="application/dicom")[1]) > 96 << 20
+    assert served.peak_memory_mb() - before < 32
+
+
 def test_an_instance_whose_job_cannot_be_queued_is_not_reported_as_stored(
     serve: Callable[..., Served],
 ) -> None:
