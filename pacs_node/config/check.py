@@ -178,10 +178,28 @@ def _destinations(config: Config, source: Source, environ: Mapping[str, str]) ->
                 elif destination.port == config.receive.port and is_this_machine(destination.host):
                     message = "this is the node's own receiver: results would be sent to the node itself"
                     yield source.problem((*where, "port"), message, "Give the address of the PACS")
+                yield from _commitment(where, destination, config, source)
             case StowDestination():
                 yield from _stow(where, destination, source, environ)
             case OrthancDestination():
                 yield from _orthanc(where, destination, source, environ)
+
+
+def _commitment(
+    where: Where, destination: DicomDestination, config: Config, source: Source
+) -> Iterator[Problem]:
+    """Whether its report, on an association of its own, would be let in."""
+    if not destination.commitment:
+        return
+    called = destination.calling_ae_title or config.node.ae_title
+    if config.receive.check_called_ae and called != config.node.ae_title:
+        message = f"its reports would call us {called}, which receive.check_called_ae refuses"
+        remedy = "Leave calling_ae_title out, or set receive.check_called_ae to false"
+        yield source.problem((*where, "commitment"), message, remedy)
+    known = {caller.ae_title for caller in config.receive.callers}
+    if config.receive.check_calling_ae and destination.ae_title not in known:
+        message = f"its reports would come from {destination.ae_title}, which is not in receive.callers"
+        yield source.problem((*where, "commitment"), message, "Add it there, or set commitment to false")
 
 
 def _stow(

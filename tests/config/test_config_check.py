@@ -412,3 +412,24 @@ def test_port_probe_leaves_the_port_free(environ: dict[str, str]) -> None:
     checked("rules: [{name: all}]\n", environ)
     with socket.socket() as ours:
         ours.bind(("127.0.0.1", int(environ["PACS_NODE_PORT"])))
+
+
+@pytest.mark.parametrize(
+    ("more", "receive", "message"),
+    [
+        ("calling_ae_title: OTHER", "{}", "would call us OTHER"),
+        ("timeout: 5", "{check_calling_ae: true, callers: [{ae_title: B}]}", "would come from A"),
+        ("timeout: 5", "{check_calling_ae: true, callers: [{ae_title: A}]}", ""),
+        ("calling_ae_title: OTHER", "{check_called_ae: false}", ""),
+    ],
+)
+def test_a_commitment_whose_report_would_be_refused_is_an_error(
+    more: str, receive: str, message: str, environ: dict[str, str]
+) -> None:
+    destination = f"{{type: dicom, ae_title: A, host: 127.0.0.1, port: 104, commitment: true, {more}}}"
+    text = f"{RULE}destinations:\n  A: {destination}\nreceive: {receive}\n"
+    found = [p for p in checked(text, environ) if p.key == "destinations.A.commitment"]
+    if message:
+        assert message in only(found).message
+    else:
+        assert not found
