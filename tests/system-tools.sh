@@ -18,6 +18,7 @@ need Orthanc orthanc
 need /usr/share/orthanc/plugins/libOrthancDicomWeb.so orthanc-dicomweb
 need /usr/share/orthanc/plugins/libOrthancGdcm.so orthanc-gdcm
 need chromium chromium
+need npm npm
 need initdb postgresql
 need systemd-analyze systemd
 docker compose version >/dev/null 2>&1 || need docker-compose docker-compose
