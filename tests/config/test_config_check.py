@@ -110,7 +110,7 @@ def test_what_the_example_has_in_comments_is_valid_too() -> None:
     assert config.infer.providers == ("cuda", "openvino", "cpu")
     assert config.infer.steps == Steps(bone_suppression=10, restoration=10)
     assert config.node.organisation == "St. Elsewhere"
-    assert set(config.destinations) == {"PACS", "WEB", "ARCHIVE"}
+    assert set(config.destinations) == {"PACS", "WEB", "ARCHIVE", "ORTHANC"}
     assert config.engine.database is not None
 
 
