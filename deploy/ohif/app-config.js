@@ -1,6 +1,6 @@
 /** @type {AppTypes.Config} */
 // OHIF's configuration for a DICOMweb server at /dicom-web of the page's own origin: Orthanc's plugin, or the
-// node's own service (section "web" of pacs-node.yaml). See README.md beside this file for who needs which.
+// node's own service (section "web" of pacs-node.yaml). See ../README.md.
 window.config = {
   routerBasename: null,
   extensions: [],
@@ -23,13 +23,13 @@ window.config = {
         qidoRoot: '/dicom-web',
         wadoRoot: '/dicom-web',
         wadoUriRoot: '/wado',
-        qidoSupportsIncludeField: false, // Orthanc answers a search with includefield=all slowly or not at all
+        qidoSupportsIncludeField: false,
         supportsFuzzyMatching: false,
         supportsWildcard: true,
         imageRendering: 'wadors',
         thumbnailRendering: 'wadors', // neither server has /thumbnail
         enableStudyLazyLoad: true,
-        omitQuotationForMultipartRequest: true, // Orthanc before 1.12 wants the Accept header unquoted
+        omitQuotationForMultipartRequest: true,
         bulkDataURI: { enabled: true, relativeResolution: 'studies' },
         dicomUploadEnabled: false,
       },

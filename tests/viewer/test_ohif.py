@@ -115,7 +115,10 @@ def compare(page: Page, study: Study, name: str) -> None:
 
 
 def read_report(page: Page, study: Study) -> None:
-    """Open the report, and assert that its score stands on the screen by the finding's name."""
+    """Open the report, and assert that the page has its score by the finding's name.
+
+    OHIF writes it to the right of the image, where a narrow window cuts it off: see deploy/README.md.
+    """
     open_series(page, study.report, "study-browser-thumbnail-no-image")
     name, score = study.finding["name"], float(str(study.finding["score"]))
     label = page.wait_for_selector(f'[data-cy="viewport-pane"] svg text:has-text("{name}")')
