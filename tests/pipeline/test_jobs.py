@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 
+import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage
@@ -92,6 +93,19 @@ def test_pixels_that_cannot_be_read_are_refused_forwarded_and_reported_as_not_an
     assert job.result["tasks"] == {}
     (report,) = reports(bench)
     assert set(bench.delivered()) == {source.SOPInstanceUID, report.SOPInstanceUID}
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+def test_an_object_with_wrong_uids_is_forwarded_and_its_refusal_recorded(bench: Bench) -> None:
+    climbing, homeless = chest(1, study=1), chest(1, study=2)
+    climbing.SOPInstanceUID = climbing.file_meta.MediaStorageSOPInstanceUID = "../../climbing"
+    homeless.StudyInstanceUID = ""
+    keys = [bench.receive(climbing), bench.receive(homeless)]
+    bench.work_off()
+    decisions = [bench.jobs()[f"object/{key}"].result for key in keys]
+    assert [decision["refused"]["code"] for decision in decisions] == ["bad-uid", "missing-uid"]
+    received = [dcmread(BytesIO(content)).SOPInstanceUID for content in bench.delivered().values()]
+    assert sorted(received) == sorted([climbing.SOPInstanceUID, homeless.SOPInstanceUID])
 
 
 def test_an_object_that_no_rule_wants_is_kept_and_nothing_else(tmp_path: Path) -> None:
