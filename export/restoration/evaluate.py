@@ -52,7 +52,7 @@ def degraded(image: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarr
 
 
 def evaluate(
-    model_folder: Path, folder: Path, out: Path, *, count: int = 24, steps: int | None = None
+    model_folder: Path, folder: Path, out: Path, *, count: int = 8, steps: int | None = None
 ) -> dict[str, Any]:
     """PSNR and SSIM before and after, for each degradation, over ``count`` test radiographs at model size."""
     model = load(read_card(model_folder), Settings(steps=steps))
