@@ -120,7 +120,7 @@ def card(fitted: Fitted, version: str) -> dict[str, Any]:
                 "NIH Clinical Center: free use with attribution; Wang et al., ChestX-ray8, CVPR 2017",
                 "JSRT database: research and education; Shiraishi et al., AJR 2000",
             ],
-            "recipe": "python -m export train anomaly --iterations 1370 && python -m export onnx anomaly",
+            "recipe": "python -m export train anomaly --iterations 1360 && python -m export onnx anomaly",
             "notes": [
                 "No abnormal radiograph was trained on: the extractor learns to find, outline and "
                 "measure synthetic "
