@@ -124,14 +124,22 @@ class Jobs:
             header = read_header(self._node.spool.received(key), any_uids=True)
         except Refused as refused:
             return route | {"refused": refusal(refused)}
-        decision = decide(self._current().rules, header, record["calling_ae"], record["called_ae"])
+        config = self._current()
+        decision = decide(config.rules, header, record["calling_ae"], record["called_ae"])
+        destinations = list(decision.destinations)
+        if decision.own_result:
+            # Back to where it came from it would go round and round; elsewhere the rule says whether.
+            destinations = [
+                name
+                for name in destinations
+                if getattr(config.destinations[name], "ae_title", None) != record["calling_ae"]
+            ]
         reason = decision.refusal or (_uid_refusal(header) if decision.tasks else None)
         return route | {
             "rule": decision.rule,
             "tasks": [str(task) for task in decision.tasks],
-            "destinations": list(decision.destinations),
-            # One that came back would go round and round between the node and the PACS.
-            "forward_original": decision.forward_original and not decision.own_result,
+            "destinations": destinations,
+            "forward_original": decision.forward_original,
             "own_result": decision.own_result,
             "refused": refusal(reason) if reason else None,
             "priority": URGENT if is_urgent(header) else ROUTINE,

@@ -140,6 +140,8 @@ def test_interrupting_it_leaves_nothing_running(tmp_path: Path) -> None:
         [*COMMAND, *map(str, _saved(tmp_path)), "--out", str(tmp_path / "out")],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
+        # A shell that runs the tests in the background has them ignore SIGINT, and so their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     port = 0
