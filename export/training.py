@@ -20,7 +20,8 @@ class Trainer:
     """Weights, their moving average and optimiser; iteration ``i`` draws from the seed ``(seed, i)``.
 
     That makes a resumed run the same as one that never stopped. ``make`` builds the model, which keeps its
-    ``shape`` (a dataclass); the sum of the loss's terms is minimised by AdamW.
+    ``shape`` (a dataclass); the sum of the loss's terms is minimised by AdamW, at ``rate`` after ``warm_up``
+    iterations and from iteration ``later[0]`` at the rate ``later[1]``.
     """
 
     def __init__(
@@ -33,13 +34,16 @@ class Trainer:
         clip: float,
         average: float = 0.998,
         seed: int = 0,
+        later: tuple[int, float] | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         torch.manual_seed(seed)
         self.seed, self.rate, self.warm_up, self.clip, self.average_rate = seed, rate, warm_up, clip, average
+        self.later = later
         self.model = make().to(memory_format=torch.channels_last)
         self.average = make().to(memory_format=torch.channels_last)
         self.average.load_state_dict(self.model.state_dict())
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), rate, weight_decay=decay)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), rate, betas, weight_decay=decay)
         self.iteration = 0
 
     def rng(self) -> np.random.Generator:
@@ -49,7 +53,10 @@ class Trainer:
 
     def update(self, terms: Terms) -> dict[str, float]:
         """One step down the sum of ``terms``; returns it and them."""
-        self.optimiser.param_groups[0]["lr"] = self.rate * min(1.0, (self.iteration + 1) / self.warm_up)
+        rate = self.rate * min(1.0, (self.iteration + 1) / self.warm_up)
+        if self.later and self.iteration >= self.later[0]:
+            rate = self.later[1]
+        self.optimiser.param_groups[0]["lr"] = rate
         total = torch.stack(list(terms.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Conditions:
-    """Age in years, Patient's Sex and View Position; ``None`` wherever the header does not say, never a guess."""
+    """Age in years, Patient's Sex, View Position; ``None`` where the header does not say, never a guess."""
 
     age_years: float | None = None
     sex: Literal["M", "F"] | None = None

@@ -50,6 +50,8 @@ def configure(process: str, level: str = "INFO") -> None:
     root.setLevel(level.upper())
     # What it says of every association our own lines say better, and its errors come to us as results.
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+    # It quotes the values that it finds wrong.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def _value(value: object) -> str:

@@ -41,7 +41,7 @@ def tile(*images: np.ndarray) -> np.ndarray:
 
 
 def evaluate(folder: Path, data: Path, out: Path, steps: int | None = None) -> dict[str, Any]:
-    """Mean figures per source at the images' own matrix; pictures (original, ours, truth, bone) in ``out``."""
+    """Mean figures per source at the images' own matrix; original, ours, truth, bone as pictures."""
     model = load(read_card(folder), Settings(steps=steps))
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}

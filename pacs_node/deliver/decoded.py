@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gdcm
 import pydicom
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
+from pacs_node import jpeg12
 from pacs_node.deliver.objects import FileToSend, NotSendableError
 
 
@@ -14,7 +14,7 @@ def decoded(file: FileToSend) -> pydicom.Dataset:
     try:
         dataset = pydicom.dcmread(file.path)
         if file.transfer_syntax_uid == JPEGExtended12Bit and dataset.get("BitsAllocated") == 16:
-            _decode_by_gdcm(dataset, file)
+            _decode_jpeg12(dataset, file)
         elif UID(file.transfer_syntax_uid).is_encapsulated:
             dataset.decompress(as_rgb=False, generate_instance_uid=False)
         elif file.transfer_syntax_uid != ImplicitVRLittleEndian:  # deflated
@@ -28,18 +28,8 @@ def decoded(file: FileToSend) -> pydicom.Dataset:
     return dataset
 
 
-def _decode_by_gdcm(dataset: pydicom.Dataset, file: FileToSend) -> None:
-    """12-bit JPEG Extended: pydicom keeps it from GDCM, which decodes it to the same values as DCMTK."""
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(file.path))
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
-    if not reader.Read():
-        raise ValueError("GDCM does not read it")
-    change.SetInput(reader.GetImage())
-    if not change.Change():
-        raise ValueError("GDCM does not decode it")
-    dataset.PixelData = change.GetOutput().GetBuffer().encode("utf-8", "surrogateescape")
+def _decode_jpeg12(dataset: pydicom.Dataset, file: FileToSend) -> None:
+    dataset.PixelData = jpeg12.decode(file.path)
     dataset["PixelData"].VR = "OW"
     dataset["PixelData"].is_undefined_length = False
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gdcm
@@ -14,6 +16,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEGExtended12Bit, RLELossless
 
+from pacs_node import jpeg12
 from pacs_node.dicom.codestream import inspect
 from pacs_node.errors import Refused
 
@@ -173,16 +176,16 @@ def _check_frame(ds: Dataset, rows: int, columns: int, syntax: str) -> None:
             f"the header says {columns} x {rows} with one",
             _DEVICE,
         )
-    if syntax == JPEGExtended12Bit.name and header.precision > 8:
-        # GDCM 3.2 answers with noise, and Pillow not at all.
-        raise Refused("transfer-syntax", "there is no decoder for 12-bit lossy JPEG", _AGAIN)
     if not header.complete:
         raise Refused("truncated", "the compressed image ends without its end marker", "Send it again")
 
 
 def _decoded(ds: Dataset, syntax: str, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
     try:
-        values = pixel_array(ds, raw=True, correct_unused_bits=False)
+        if syntax == JPEGExtended12Bit.name and ds.BitsAllocated == 16:
+            values = _jpeg12(ds, shape)
+        else:
+            values = pixel_array(ds, raw=True, correct_unused_bits=False)
     # Decoders raise whatever damaged bytes provoke; all of it means that there is no image to be had.
     except Exception as error:
         detail = " ".join(str(error).split())[:200]
@@ -192,6 +195,13 @@ def _decoded(ds: Dataset, syntax: str, shape: tuple[int, int]) -> np.ndarray[Any
     if values.shape != shape:
         raise Refused("does-not-decode", f"decoding gave {values.shape} instead of {shape}", _AGAIN)
     return values
+
+
+def _jpeg12(ds: Dataset, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
+    with tempfile.NamedTemporaryFile(prefix="pacs-node-", suffix=".dcm") as file:
+        ds.save_as(file, enforce_file_format=True)
+        file.flush()
+        return np.frombuffer(jpeg12.decode(Path(file.name)), "<u2").reshape(shape)
 
 
 def _check_values(

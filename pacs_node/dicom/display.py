@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from pacs_node.dicom.decoding import Stored
 from pacs_node.errors import Refused
@@ -91,7 +92,7 @@ def curve(ds: Dataset, stored: Stored, valid: Array, warnings: list[str]) -> Cur
         raise Refused("constant-image", "all pixels have the same value: the image shows nothing", _DEVICE)
     counts = np.bincount(used.astype(np.int32) - stored.lowest, minlength=len(values))
 
-    if ds.get("PresentationIntentType") == "FOR PROCESSING":
+    if ds.get("SOPClassUID") == DigitalXRayImageStorageForProcessing:
         attenuation = _attenuation(ds, modality, counts, warnings)
         return _fit(stored.lowest, attenuation, counts, window_allowed=False)
     inverted = ds.PhotometricInterpretation == "MONOCHROME1"
@@ -228,6 +229,8 @@ def _number(value: object) -> float | None:
     """The first value of a decimal attribute, or None if there is none that is a finite number."""
     if isinstance(value, (list, tuple)) or (hasattr(value, "__iter__") and not isinstance(value, str)):
         value = next(iter(value), None)
+    if "_" in str(value):  # which Python would take for a separator of digits
+        return None
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -65,13 +65,15 @@ def open_dicom(path: Path, max_bytes: int) -> Dataset:
     return ds
 
 
-def read_header(path: Path) -> Dataset:
+def read_header(path: Path, *, any_uids: bool = False) -> Dataset:
     """Read everything before the pixel data; values above 1 MiB are fetched from the file when first used.
 
     Raises Refused as open_dicom does, but does not notice a file that breaks off in its pixel data.
+    ``any_uids`` takes a header whose UIDs are missing or wrong too: such an object can still be forwarded.
     """
     ds = _read(path, HEADER_BYTES, header_only=True)
-    check_uids(ds)
+    if not any_uids:
+        check_uids(ds)
     return ds
 
 

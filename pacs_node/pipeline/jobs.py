@@ -6,9 +6,8 @@
     report/<key>/<n>        the study's report, unless more of the study is on its way: then that comes last
     deliver/<file>/<destination>/<attempt>      one attempt; a failed one enqueues the next (deliveries.py)
 
-<key> is the object's in the spool, ``<study>/<object>``. Jobs hand each other nothing but keys: what one has
-found out lies beside the object, written before its step ends, so a step that runs twice finds or makes the
-same.
+<key> is the object's in the spool, ``<study>/<object>``. What a job has found out lies beside the object,
+written before its step ends, so a step that runs twice finds or makes the same.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 
 from pacs_node.config import Config
-from pacs_node.dicom.files import read_header
+from pacs_node.dicom.files import check_uids, read_header
 from pacs_node.engine.client import Client
 from pacs_node.engine.engine import Engine, Run
 from pacs_node.engine.job import JSON, ROUTINE, UNFINISHED, UNSUCCESSFUL, URGENT, Job, Payload
@@ -128,18 +127,27 @@ class Jobs:
         }
         record = self._node.spool.metadata(key)
         try:
-            header = read_header(self._node.spool.received(key))
+            header = read_header(self._node.spool.received(key), any_uids=True)
         except Refused as refused:
             return route | {"refused": refusal(refused)}
-        decision = decide(self._current().rules, header, record["calling_ae"], record["called_ae"])
+        config = self._current()
+        decision = decide(config.rules, header, record["calling_ae"], record["called_ae"])
+        destinations = list(decision.destinations)
+        if decision.own_result:
+            # Back to where it came from it would go round and round; elsewhere the rule says whether.
+            destinations = [
+                name
+                for name in destinations
+                if getattr(config.destinations[name], "ae_title", None) != record["calling_ae"]
+            ]
+        reason = decision.refusal or (_uid_refusal(header) if decision.tasks else None)
         return route | {
             "rule": decision.rule,
             "tasks": [str(task) for task in decision.tasks],
-            "destinations": list(decision.destinations),
-            # One that came back would go round and round between the node and the PACS.
-            "forward_original": decision.forward_original and not decision.own_result,
+            "destinations": destinations,
+            "forward_original": decision.forward_original,
             "own_result": decision.own_result,
-            "refused": refusal(decision.refusal) if decision.refusal else None,
+            "refused": refusal(reason) if reason else None,
             "priority": URGENT if is_urgent(header) else ROUTINE,
         }
 
@@ -307,6 +315,14 @@ class Jobs:
 def refusal(refused: Refused) -> dict[str, JSON]:
     """A refusal as it is recorded."""
     return {"code": refused.code, "reason": refused.reason, "remedy": refused.remedy}
+
+
+def _uid_refusal(header: Dataset) -> Refused | None:
+    try:
+        check_uids(header)
+    except Refused as refused:
+        return refused
+    return None
 
 
 def is_urgent(header: Dataset) -> bool:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 
+import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage
@@ -94,6 +95,19 @@ def test_pixels_that_cannot_be_read_are_refused_forwarded_and_reported_as_not_an
     assert set(bench.delivered()) == {source.SOPInstanceUID, report.SOPInstanceUID}
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+def test_an_object_with_wrong_uids_is_forwarded_and_its_refusal_recorded(bench: Bench) -> None:
+    climbing, homeless = chest(1, study=1), chest(1, study=2)
+    climbing.SOPInstanceUID = climbing.file_meta.MediaStorageSOPInstanceUID = "../../climbing"
+    homeless.StudyInstanceUID = ""
+    keys = [bench.receive(climbing), bench.receive(homeless)]
+    bench.work_off()
+    decisions = [bench.jobs()[f"object/{key}"].result for key in keys]
+    assert [decision["refused"]["code"] for decision in decisions] == ["bad-uid", "missing-uid"]
+    received = [dcmread(BytesIO(content)).SOPInstanceUID for content in bench.delivered().values()]
+    assert sorted(received) == sorted([climbing.SOPInstanceUID, homeless.SOPInstanceUID])
+
+
 def test_an_object_that_no_rule_wants_is_kept_and_nothing_else(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "node", {"rules": []})
     key = bench.receive(chest())
@@ -103,20 +117,41 @@ def test_an_object_that_no_rule_wants_is_kept_and_nothing_else(tmp_path: Path) -
     assert bench.node.spool.received(key).exists()
 
 
-def test_an_own_result_that_comes_back_is_neither_analysed_nor_sent_on(bench: Bench) -> None:
+def a_result(bench: Bench) -> Dataset:
+    """A bone-suppressed image that the bench has delivered."""
     bench.receive(chest())
     bench.work_off()
+    made = (dcmread(BytesIO(content)) for content in bench.delivered().values())
+    return next(ds for ds in made if "BONE_SUPPRESSED" in ds.get("ImageType", []))
+
+
+def test_an_own_result_that_comes_back_is_forwarded_as_the_rule_says_and_never_analysed(bench: Bench) -> None:
+    result = a_result(bench)
     before = bench.delivered()
-    result = next(
-        ds
-        for ds in (dcmread(BytesIO(content)) for content in before.values())
-        if "BONE_SUPPRESSED" in ds.get("ImageType", [])
-    )
+    result.PatientComments = "changed on the way"  # so that its delivery can be told from the first
     key = bench.receive(result)
     bench.work_off()
-    assert bench.jobs()[f"object/{key}"].result["own_result"] is True
+    job = bench.jobs()[f"object/{key}"]
+    assert job.result["own_result"] is True
     assert f"analyse/{key}" not in bench.jobs()
-    assert bench.delivered() == before
+    sent = [j for j in bench.jobs().values() if j.kind == "deliver" and j.key.startswith(key)]
+    assert [j.payload["file"] for j in sent] == [f"{key}/received"]
+    (added,) = set(bench.delivered()) - set(before)
+    assert dcmread(BytesIO(bench.delivered()[added])).PatientComments == result.PatientComments
+
+
+def test_an_own_result_is_not_sent_back_to_whom_it_came_from(tmp_path: Path) -> None:
+    made = a_result(Bench(tmp_path / "first"))
+    pacs = {"type": "dicom", "ae_title": "MODALITY", "host": "127.0.0.1", "port": 1}
+    rules = [
+        {"name": "all", "when": {}, "tasks": [], "destinations": ["pacs"], "forward_original": True},
+    ]
+    bench = Bench(tmp_path / "second", {"destinations": {"pacs": pacs}, "rules": rules})
+    key = bench.receive(made)
+    assert bench.node.spool.metadata(key)["calling_ae"] == "MODALITY"
+    bench.work_off()
+    assert bench.jobs()[f"object/{key}"].result["destinations"] == []
+    assert not [job for job in bench.jobs().values() if job.kind == "deliver"]
 
 
 def test_a_task_whose_model_fails_is_reported_as_failed_and_the_others_go_on(tmp_path: Path) -> None:
@@ -205,6 +240,7 @@ def test_an_image_that_ends_its_process_is_parked_reported_as_failed_and_forward
     assert whole.PredecessorDocumentsSequence
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, of what is written on purpose
 def test_urgent_requests_go_first() -> None:
     assert not is_urgent(Dataset())
     for keyword in ("RequestedProcedurePriority", "StudyPriorityID"):

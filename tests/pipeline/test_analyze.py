@@ -107,6 +107,7 @@ def test_images_of_one_study_are_reported_together(tmp_path: Path) -> None:
     assert {chest(1).SOPInstanceUID, chest(2).SOPInstanceUID} < set(references)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, of what is written on purpose
 def test_bad_input_is_refused_with_a_reason_and_odd_input_is_analysed(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
