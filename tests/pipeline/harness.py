@@ -227,9 +227,25 @@ def _wrap_attempt(poison: str) -> None:
 
 
 def _end_when_idle(config_path: Path) -> None:
+    """Idle is when nothing is unfinished and the worker has seen to what its last dead job left to do."""
+    from pacs_node.pipeline import worker
+    from pacs_node.pipeline.jobs import Jobs
+
+    worker.SETTLE_EVERY_SECONDS = 0.2
+    settle, settled = Jobs.settle, threading.Event()
+
+    def wrapped(self: Jobs, client: Client) -> None:
+        settle(self, client)
+        settled.set()
+
+    Jobs.settle = wrapped  # type: ignore[method-assign]
     node = Node.open(load(config_path))
     client = Client(node.database, node.node_id)
-    while client.find(status=UNFINISHED, limit=1):
+    while True:
+        if client.find(status=UNFINISHED, limit=1):
+            settled.clear()
+        elif settled.is_set():
+            break
         time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGTERM)
 
