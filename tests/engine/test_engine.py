@@ -288,10 +288,11 @@ def test_a_job_whose_process_is_killed_resumes_at_the_step_where_it_was(
         {"key": "in", "die_in": 3},
         {"key": "after", "die_after": True},
     ]
+    # One at a time: a kill might meet the child of the job before in the middle of its step.
     for payload in payloads:
         client.enqueue("five_steps", f"five/{payload['key']}", payload, "heavy")
-    for payload in payloads:
-        wait_for(lambda key=payload["key"]: worker.keep_alive() and done(client, f"note/{key}"), 60)
+        both = [f"note/{payload['key']}", f"five/{payload['key']}"]
+        wait_for(lambda both=both: worker.keep_alive() and all(done(client, job) for job in both), 60)
     assert worker.starts == 4
     lines = worker.lines()
     for payload in payloads:
@@ -300,7 +301,8 @@ def test_a_job_whose_process_is_killed_resumes_at_the_step_where_it_was(
         # Only the step that was interrupted half-way ran twice.
         again = [f"{key} step 3"] if payload.get("die_in") else []
         assert sorted(steps) == sorted([f"{key} step {n}" for n in range(5)] + again)
-        assert lines.count(f"{key} child") == 1
+        # The last job is killed when its child may already be in the middle of its step.
+        assert lines.count(f"{key} child") in ((1, 2) if payload.get("die_after") else (1,))
         assert ended(client, f"five/{key}").result == [f"{key}-{n}" for n in range(5)]
 
 
