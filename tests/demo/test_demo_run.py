@@ -36,6 +36,7 @@ def _saved(folder: Path, **options: object) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("send", [send_with_dcmtk, send_with_pynetdicom])
 def test_both_senders_deliver_and_name_what_was_not_taken(
     send: Callable[..., list[object]], tmp_path: Path, require_tool: Callable[[str], str]
@@ -78,6 +79,7 @@ def test_nobody_elses_files_are_touched(tmp_path: Path) -> None:
     assert not (mine / "received").exists()
 
 
+@pytest.mark.slow
 def test_a_node_that_cannot_listen_is_reported_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

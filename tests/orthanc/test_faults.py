@@ -22,6 +22,8 @@ from tests.conftest import absent
 from tests.orthanc.harness import Orthanc, ended, kill, part10, processes_of, section, until
 from tests.pipeline.conftest import chest
 
+pytestmark = pytest.mark.slow
+
 
 def host_of(orthanc: Orthanc) -> int:
     assert orthanc.process is not None

@@ -28,7 +28,7 @@ from tests.orthanc.harness import (
 from tests.pipeline.conftest import chest
 from tests.pipeline.harness import StoreScp
 
-pytestmark = pytest.mark.xdist_group("orthanc")  # one Orthanc for all of them
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("orthanc")]  # one Orthanc for all of them
 
 CR, SR, SC = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.88.34", "1.2.840.10008.5.1.4.1.1.7"
 

@@ -211,6 +211,7 @@ def test_other_content_under_the_same_uid_is_analysed_beside_the_first(bench: Be
     assert all(bench.jobs()[f"analyse/{key}"].status == "done" for key in keys)
 
 
+@pytest.mark.slow
 def test_an_image_that_ends_its_process_is_parked_reported_as_failed_and_forwarded(bench: Bench) -> None:
     poisonous, healthy = chest(1, study=1), chest(1, study=2)
     key = bench.receive(poisonous)
@@ -320,6 +321,7 @@ def test_what_is_old_and_done_is_purged_and_what_is_not_delivered_is_kept(tmp_pa
     assert bench.node.spool.studies() == []
 
 
+@pytest.mark.slow
 def test_a_changed_configuration_is_taken_over_between_jobs_and_a_wrong_one_is_not(bench: Bench) -> None:
     worker = bench.work()
     log = bench.folder / "worker.log"
@@ -377,6 +379,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_nothing_that_is_bad_stops_the_node_or_is_lost(bench: Bench) -> None:
     keys = {name: bench.receive(image) for name, image in images().items()}
     bench.work_off(120)
