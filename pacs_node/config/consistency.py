@@ -86,6 +86,16 @@ def _destination(name: str, destination: Mapping[str, Any]) -> Iterator[Inconsis
             "one destination cannot be both a modality and a DICOMweb server",
             "Make two destinations of it, and name both in the rule",
         )
+    if (
+        destination.get("commitment") is True
+        and destination.get("type") == "orthanc"
+        and not destination.get("modality")
+    ):
+        yield Inconsistency(
+            ("destinations", name, "commitment"),
+            "an Orthanc that is stored into and its DICOMweb servers cannot be asked to commit",
+            "Name one of its modalities, or remove commitment",
+        )
     if destination.get("token_env") and destination.get("username"):
         yield Inconsistency(
             ("destinations", name, "token_env"),

@@ -99,12 +99,7 @@ class DicomDestination:
         failures.raise_if_any()
 
     def request_commitment(self, path: Path, ledger: Ledger) -> str:
-        """Ask for storage commitment of one file that it has taken; the Transaction UID to look for in
-        ``ledger``.
-
-        The report may have come when this returns, come later on an association that the destination opens
-        to our receiver, or never come. Raises DeliveryError if the request is not taken.
-        """
+        """As ``Committing``. A report that has not come when this returns comes to our receiver."""
         file = read_file(path)
 
         def reported(event: Any) -> tuple[int, None]:
@@ -138,6 +133,10 @@ class DicomDestination:
                     break
                 time.sleep(0.02)
         return transaction
+
+    def look_for_report(self, transaction: str, ledger: Ledger) -> bool:
+        """As ``Committing``: it comes by itself."""
+        return True
 
     def _store(self, association: Any, file: FileToSend) -> Failure | None:
         """Send one file; what went wrong with it. Raises _AssociationLostError."""

@@ -112,6 +112,18 @@ MISTAKES = {
         "destinations:\n  A: {type: stow, url: 'https://a', username: u, password_env: P, token_env: T}\n",
         2, "destinations.A.token_env", "both", "Keep one",
     ),
+    "folder that is to commit": (
+        "destinations:\n  A: {type: folder, path: /a, commitment: true}\n",
+        2, "destinations.A.commitment", "not known", "Remove it: only a destination of type dicom, or orthanc with",
+    ),
+    "STOW that is to commit": (
+        "destinations:\n  A: {type: stow, url: 'https://a', commitment_timeout: 5}\n",
+        2, "destinations.A.commitment_timeout", "not known", "Remove it: only a destination of type dicom",
+    ),
+    "Orthanc that is to commit by itself": (
+        "destinations:\n  A: {type: orthanc, url: 'http://a', commitment: true}\n",
+        2, "destinations.A.commitment", "cannot be asked to commit", "Name one of its modalities",
+    ),
     "waits reversed": (
         "deliver:\n  retry:\n    first_seconds: 60\n    max_seconds: 5\n",
         3, "deliver.retry.first_seconds", "longer than", "at most max_seconds",
