@@ -134,11 +134,12 @@ def action_information(transaction: str, references: Iterable[tuple[str, str]]) 
     """
     ds = Dataset()
     ds.TransactionUID = transaction
-    ds.ReferencedSOPSequence = [_reference(*reference) for reference in references]
+    ds.ReferencedSOPSequence = [reference(*pair) for pair in references]
     return ds
 
 
-def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+def reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+    """An item of a Referenced SOP Sequence."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
     return item

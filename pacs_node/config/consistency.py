@@ -56,6 +56,14 @@ def _receive(receive: Mapping[str, Any]) -> Iterator[Inconsistency]:
             "List the callers' AE titles under receive.callers, or set check_calling_ae: false",
         )
 
+    for index, caller in enumerate(map(_mapping, callers)):
+        if caller.get("port") is not None and not caller.get("host"):
+            yield Inconsistency(
+                ("receive", "callers", index, "port"),
+                "there is a port but no host",
+                "Add host, or remove port",
+            )
+
 
 def _web(web: Mapping[str, Any], receive: Mapping[str, Any]) -> Iterator[Inconsistency]:
     if bool(web.get("username")) != bool(web.get("password_env")):

@@ -6,6 +6,8 @@
     report/<key>/<n>        the study's report, unless more of the study is on its way: then that comes last
     deliver/<file>/<destination>/<attempt>      one attempt; a failed one enqueues the next (deliveries.py)
 
+(and what a requester of storage commitment is told: commitments.py).
+
 <key> is the object's in the spool, ``<study>/<object>``. What a job has found out lies beside the object,
 written before its step ends, so a step that runs twice finds or makes the same.
 """
@@ -30,11 +32,13 @@ from pacs_node.engine.job import JSON, ROUTINE, UNFINISHED, UNSUCCESSFUL, URGENT
 from pacs_node.errors import Refused
 from pacs_node.files import atomic_write, make_folder
 from pacs_node.pipeline.analysis import DONE, FAILED, Analyst, Source, open_source
+from pacs_node.pipeline.commitments import CommitmentReports
 from pacs_node.pipeline.deliveries import Deliveries
 from pacs_node.pipeline.metrics import ROUTED, TASK_SECONDS
 from pacs_node.pipeline.node import (
     ACCELERATOR_QUEUE,
     ANALYSE,
+    COMMITMENT,
     DELIVER,
     OBJECT,
     REPORT,
@@ -74,6 +78,7 @@ class Jobs:
         engine.register(ANALYSE, self.analyse, ANALYSE_STARTS)
         engine.register(REPORT, self.report, OTHER_STARTS)
         engine.register(DELIVER, self._deliveries.deliver, OTHER_STARTS)
+        engine.register(COMMITMENT, CommitmentReports(self._node, self._current).report, OTHER_STARTS)
 
     def analyst(self) -> Analyst:
         """The models of the configuration as it is now. Raises ModelError."""
@@ -266,20 +271,23 @@ class Jobs:
     def purge(self, client: Client, now: datetime | None = None) -> int:
         """Remove what is older than the retention, with its jobs; the number of objects removed.
 
-        Kept, however old, is what has unfinished jobs, and what could not be delivered and nobody has given
-        up.
+        Kept, however old, is what has unfinished jobs, and what could not be routed or delivered and nobody
+        has given up.
         """
         cutoff = (now or datetime.now(UTC)) - timedelta(days=self._current().retention.days)
 
         def is_open(key: str) -> bool:
             jobs = _jobs_of(client, key) + _report_deliveries(client, key.partition("/")[0])
             return any(
-                job.status in UNFINISHED or (job.kind == DELIVER and job.status in ("failed", "dead"))
+                job.status in UNFINISHED
+                or (job.kind in (OBJECT, DELIVER) and job.status in ("failed", "dead"))
                 for job in jobs
             )
 
         removed = self._node.spool.purge(cutoff, is_open)
         self._node.commitments.purge(cutoff)
+        self._node.verdicts.purge(cutoff)
+        client.purge([job.id for job in client.find(kind=COMMITMENT, ended_before=cutoff)])
         for key in removed:
             client.purge([job.id for job in _jobs_of(client, key)])
         for study in {key.partition("/")[0] for key in removed} - set(self._node.spool.studies()):

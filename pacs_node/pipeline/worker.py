@@ -20,7 +20,7 @@ from pacs_node.engine.job import EngineError
 from pacs_node.errors import ConfigurationError, ModelError
 from pacs_node.pipeline import metrics
 from pacs_node.pipeline.jobs import Jobs
-from pacs_node.pipeline.node import DELIVER_SLOTS, LiveConfig, Node, deliver_queue, queues
+from pacs_node.pipeline.node import LiveConfig, Node, queues
 from pacs_node.pipeline.process import Signals
 from pacs_node.tasks import Task
 
@@ -56,8 +56,8 @@ def _work(node: Node, live: LiveConfig, signals: Signals) -> int:
     def current() -> Config:
         if live.refresh():
             node_log.configure("worker", live.config.node.log_level)
-            for name in live.config.destinations:
-                engine.add_queue(deliver_queue(name), DELIVER_SLOTS)
+            for name, slots in queues(live.config).items():
+                engine.add_queue(name, slots)
             log.info("working by the new configuration")
         return live.config
 

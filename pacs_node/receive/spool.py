@@ -27,7 +27,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -232,6 +232,16 @@ class Spool:
             with suppress(KeyError):
                 found.append((self.metadata(key)["received_at"], key))
         return [key for _, key in sorted(found)]
+
+    def find(self, sop_instance_uids: Iterable[str]) -> dict[str, list[str]]:
+        """The keys of the objects that are held under these SOP Instance UIDs, in whatever study."""
+        wanted = {uid_hash(uid): uid for uid in sop_instance_uids}
+        found: dict[str, list[str]] = {}
+        for study in self.studies():
+            for folder in _folders(self.root / study, _OBJECT):
+                if (uid := wanted.get(folder.name[:_HASH_DIGITS])) and (folder / METADATA).is_file():
+                    found.setdefault(uid, []).append(f"{study}/{folder.name}")
+        return found
 
     def studies(self) -> list[str]:
         """The studies that the spool holds, as their hashes."""

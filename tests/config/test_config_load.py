@@ -82,6 +82,10 @@ MISTAKES = {
     "caller's host": (
         "receive:\n  callers:\n    - {ae_title: A, host: 'a b'}\n", 3, "receive.callers.0.host", "not a host", "192.0.2.10",
     ),
+    "caller's port without a host": (
+        "receive:\n  callers:\n    - {ae_title: A, port: 104}\n",
+        3, "receive.callers.0.port", "no host", "Add host",
+    ),
     "destination's name": ("destinations:\n  a/b: {type: folder, path: /a}\n", 2, "destinations.a/b", "letters", "Rename"),
     "destination of no type": ("destinations:\n  A: {path: /a}\n", 2, "destinations.A.type", "missing", "type: dicom"),
     "destination of unknown type": (

@@ -18,6 +18,8 @@ from pacs_node.config.model import Config, Receive
 from pacs_node.config.model import DicomDestination as Settings
 from pacs_node.deliver.dimse import DicomDestination
 from pacs_node.errors import DeliveryError
+from pacs_node.receive.commitment import Verdicts
+from pacs_node.receive.commitment_scp import Commitments
 from pacs_node.receive.scp import Receiver
 from pacs_node.receive.spool import Spool
 from tests.commitment_peer import Peer, report, send_report
@@ -35,7 +37,8 @@ def receiver(tmp_path: Path, ledger: Ledger) -> Iterator[Receiver]:
     """The node's receiver, to which reports come."""
     config = Config(receive=Receive(host="127.0.0.1", port=1, min_free_disk_mb=0))
     config = config.model_copy(update={"receive": config.receive.model_copy(update={"port": 0})})
-    started = Receiver(config, Spool(tmp_path / "spool"), lambda stored: None, ledger)
+    commitments = Commitments(ledger, Verdicts(tmp_path / "verdicts"), lambda key: None, lambda verdict: None)
+    started = Receiver(config, Spool(tmp_path / "spool"), lambda stored: None, commitments)
     started.start()
     yield started
     started.stop()

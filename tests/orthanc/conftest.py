@@ -9,9 +9,9 @@ import pytest
 
 from tests.conftest import absent
 from tests.orthanc.harness import PLUGINS, Orthanc
-from tests.pipeline.conftest import store_scp
+from tests.pipeline.conftest import listening, start, store_scp
 
-__all__ = ["make_orthanc", "store_scp"]
+__all__ = ["listening", "make_orthanc", "start", "store_scp"]
 
 
 @pytest.fixture

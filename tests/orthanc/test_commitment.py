@@ -1,4 +1,4 @@
-"""Storage commitment of what an Orthanc sends on to one of its own modalities: Orthanc asks, and is told."""
+"""Storage commitment with Orthanc between: asked of its modalities for us, and asked of the node by it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pacs_node.engine.job import Job
 from tests.commitment_peer import Peer, report, send_report
 from tests.orthanc.harness import Orthanc, section, until
 from tests.pipeline.conftest import chest
-from tests.pipeline.harness import TASKS, Bench, Child
+from tests.pipeline.harness import TASKS, Bench, Child, Listening, Process
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("orthanc")]  # an Orthanc takes seconds to stop
 
@@ -197,3 +197,36 @@ def test_results_made_inside_orthanc_count_when_another_orthanc_has_committed(
     orthanc.idle()
     assert len(archive.instances(image.StudyInstanceUID)) == wanted
     assert {job["status"] for job in orthanc.jobs("deliver/")} == {"done"}
+
+
+def test_an_orthanc_that_asks_the_node_is_told_what_the_node_holds(
+    make_orthanc: Callable[..., Orthanc], listening: Listening, start: Callable[..., Process]
+) -> None:
+    """Orthanc closes the association of its request at once, so the node reports on one of its own."""
+    orthanc = make_orthanc(plugin=False)
+    orthanc.settings["DicomModalities"] = {
+        "NODE": {"AET": "PACS_NODE", "Host": "127.0.0.1", "Port": listening.port}
+    }
+    orthanc.settings["DicomAlwaysAllowStore"] = False
+    orthanc.start()
+    caller = {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": orthanc.dicom}
+    listening.configure(receive={"commitment": True, "check_calling_ae": True, "callers": [caller]})
+    start(listening, "pacs_node.pipeline.receiver").wait_for(" receiving ")
+    start(listening, "pacs_node.pipeline.worker").wait_for(" working ")
+    kept, never = orthanc.upload(chest(1))["ID"], orthanc.upload(chest(2, study=2))["ID"]
+    stored = orthanc.post("/modalities/NODE/store", {"Resources": [kept], "StorageCommitment": True})
+    asked = orthanc.post("/modalities/NODE/storage-commitment", {"Resources": [kept, never]})
+
+    def report(transaction: str) -> Any:
+        found = orthanc.get(f"/storage-commitment/{transaction}")
+        return found if found["Status"] != "Pending" else None
+
+    first = until(lambda: report(stored["StorageCommitmentTransactionUID"]), lambda: orthanc.log)
+    assert first["Status"] == "Success"
+    assert [item["SOPInstanceUID"] for item in first["Success"]] == [chest(1).SOPInstanceUID]
+    second = until(lambda: report(asked["ID"]), lambda: orthanc.log)
+    assert second["Status"] == "Failure"
+    assert [item["SOPInstanceUID"] for item in second["Success"]] == [chest(1).SOPInstanceUID]
+    assert [(item["SOPInstanceUID"], item["FailureReason"]) for item in second["Failures"]] == [
+        (chest(2, study=2).SOPInstanceUID, 0x0112)
+    ]

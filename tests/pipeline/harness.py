@@ -12,12 +12,14 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -28,8 +30,10 @@ from pacs_node.engine.job import UNFINISHED, Job
 from pacs_node.pipeline.node import INTAKE_QUEUE, OBJECT, Node
 from pacs_node.receive.identity import Identity
 
-MODELS = Path(__file__).resolve().parents[1] / "infer" / "fixtures" / "models"
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "tests" / "infer" / "fixtures" / "models"
 TASKS = ["bone_suppression", "restoration", "anomaly"]
+WAIT = 240.0
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["pacs_node.pipeline.worker", "cv2", "onnxruntime", "pacs_node.deliver.dimse"])
@@ -116,6 +120,18 @@ class Bench:
         """Run the worker until no job is unfinished."""
         child = self.work(until_idle=True, **how)
         assert child.wait(seconds) == 0
+
+
+class Listening(Bench):
+    """A node that receives on a port of its own."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.port = port
+        super().__init__(folder)
+
+    def configure(self, receive: Mapping[str, Any] = MappingProxyType({}), **changes: Any) -> None:
+        place = {"host": "127.0.0.1", "port": self.port, "min_free_disk_mb": 1}
+        super().configure(receive={**place, **receive}, **changes)
 
 
 class Child:
@@ -259,6 +275,34 @@ def encoded(dataset: Dataset) -> bytes:
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
     write_dataset(buffer, dataset)
     return buffer.getvalue()
+
+
+class Process:
+    """A process of the node with its log."""
+
+    def __init__(self, bench: Bench, *arguments: str) -> None:
+        self.log_path = bench.folder / f"{arguments[0].rpartition('.')[2]}.log"
+        with self.log_path.open("ab") as log:
+            command = [sys.executable, "-m", *arguments, "--config", str(bench.config_path)]
+            self.process = subprocess.Popen(command, cwd=ROOT, stderr=log)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        until(lambda: self.log.count(text) >= times, f"{text!r} in the log:\n{self.log}")
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(WAIT)
+
+
+def until(condition: Callable[[], object], what: str = "") -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
 
 
 class StoreScp:

@@ -11,6 +11,7 @@ import pytest
 
 from pacs_node.config import load
 from pacs_node.engine.job import Job
+from pacs_node.receive.commitment_scp import Commitments
 from pacs_node.receive.scp import Receiver
 from tests.commitment_peer import Peer, report, send_report
 from tests.pipeline.conftest import chest
@@ -27,7 +28,9 @@ class Site:
         self.peer = Peer(self._judge, port)
         self.configure()
         config = load(self.bench.config_path)
-        self.receiver = Receiver(config, self.bench.node.spool, lambda _: None, self.bench.node.commitments)
+        node = self.bench.node
+        commitments = Commitments(node.commitments, node.verdicts, lambda _: None, lambda _: None)
+        self.receiver = Receiver(config, node.spool, lambda _: None, commitments)
         self.receiver.start()
 
     def configure(self, **destination: Any) -> None:
