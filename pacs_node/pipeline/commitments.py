@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pacs_node.config import Config
 from pacs_node.config.destinations import DicomDestination as DicomSettings
 from pacs_node.config.model import Caller
-from pacs_node.engine.job import JSON, ROUTINE, Payload
+from pacs_node.engine.job import JSON, NewJob
 from pacs_node.errors import DeliveryError
 from pacs_node.pipeline.node import COMMITMENT, COMMITMENT_QUEUE, Node
 from pacs_node.receive.commitment import Verdict
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 _FIRST_SECONDS = 5.0
 
 
-def first_report(verdict: Verdict) -> tuple[str, str, Payload, str, int, float]:
-    """The job of a new verdict, as ``Client.enqueue`` takes it."""
+def first_report(verdict: Verdict) -> NewJob:
+    """The job of a new verdict."""
     name = f"{verdict.id}-{secrets.token_hex(4)}"
     return _job(name, {"verdict": verdict.id, "name": name, "attempt": 1}, _FIRST_SECONDS)
 
 
-def _job(name: str, payload: dict[str, JSON], delay: float) -> tuple[str, str, Payload, str, int, float]:
+def _job(name: str, payload: dict[str, JSON], delay: float) -> NewJob:
     job_id = f"{COMMITMENT}/{name}/{payload['attempt']}"
-    return COMMITMENT, job_id, payload, COMMITMENT_QUEUE, ROUTINE, delay
+    return NewJob(COMMITMENT, job_id, payload, COMMITMENT_QUEUE, delay=delay)
 
 
 class CommitmentReports:
@@ -55,7 +55,7 @@ class CommitmentReports:
         retry, attempt = self._current().deliver.retry, int(payload["attempt"])
         if told["transient"] and attempt < retry.attempts:
             delay = min(retry.max_seconds, retry.first_seconds * 2 ** min(attempt - 1, 30))
-            run.enqueue(*_job(payload["name"], payload | {"attempt": attempt + 1}, delay))
+            run.enqueue(_job(payload["name"], payload | {"attempt": attempt + 1}, delay))
             return told | {"next_in_seconds": delay}
         raise DeliveryError(told["requester"], told["reason"], transient=False)
 

@@ -19,7 +19,7 @@ from pacs_node.config.destinations import CommittingDestination
 from pacs_node.deliver import open_committing, open_destination
 from pacs_node.deliver.failures import meaning
 from pacs_node.engine.engine import Run
-from pacs_node.engine.job import JSON
+from pacs_node.engine.job import JSON, NewJob
 from pacs_node.errors import DeliveryError, Unwanted
 from pacs_node.pipeline.node import DELIVER, Node, deliver_queue
 
@@ -47,7 +47,7 @@ class Deliveries:
             "attempt": attempt,
         }
         job_id = f"{DELIVER}/{file}/{name}/{attempt}"
-        run.enqueue(DELIVER, job_id, payload, deliver_queue(name), priority, delay)
+        run.enqueue(NewJob(DELIVER, job_id, payload, deliver_queue(name), priority, delay))
 
     def deliver(self, run: Run, payload: dict[str, Any]) -> Any:
         """Try once to deliver one file; if that fails and may succeed later, enqueue the next attempt."""
@@ -159,7 +159,8 @@ class Deliveries:
         delay = max(0.1, min(2.0 ** min(looks - 1, 10), _LOOK_EVERY_SECONDS, left.total_seconds()))
         name, priority = payload["destination"], payload["priority"]
         job_id = f"{DELIVER}/{payload['file']}/{name}/{payload['attempt']}/report-{looks}"
-        run.enqueue(DELIVER, job_id, payload | {"looks": looks}, deliver_queue(name), priority, delay)
+        following = payload | {"looks": looks}
+        run.enqueue(NewJob(DELIVER, job_id, following, deliver_queue(name), priority, delay))
 
 
 def _failed(run: Run, error: DeliveryError) -> dict[str, JSON]:

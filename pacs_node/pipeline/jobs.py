@@ -6,7 +6,8 @@
     report/<key>/<n>        the study's report, unless more of the study is on its way: then that comes last
     deliver/<file>/<destination>/<attempt>      one attempt; a failed one enqueues the next (deliveries.py)
 
-(and what a requester of storage commitment is told: commitments.py).
+Failed tasks are done again by analyse/<key>/<n> (retry.py); commitments.py has the reports to requesters of
+storage commitment.
 
 <key> is the object's in the spool, ``<study>/<object>``. What a job has found out lies beside the object,
 written before its step ends, so a step that runs twice finds or makes the same.
@@ -28,10 +29,10 @@ from pacs_node.config import Config
 from pacs_node.dicom.files import check_uids, read_header
 from pacs_node.engine.client import Client
 from pacs_node.engine.engine import Engine, Run
-from pacs_node.engine.job import JSON, ROUTINE, UNFINISHED, UNSUCCESSFUL, URGENT, Job, Payload
+from pacs_node.engine.job import JSON, ROUTINE, UNFINISHED, UNSUCCESSFUL, URGENT, Job, NewJob
 from pacs_node.errors import Refused
 from pacs_node.files import atomic_write, make_folder
-from pacs_node.pipeline.analysis import DONE, FAILED, Analyst, Source, open_source
+from pacs_node.pipeline.analysis import Analyst, Source, open_source
 from pacs_node.pipeline.commitments import CommitmentReports
 from pacs_node.pipeline.deliveries import Deliveries
 from pacs_node.pipeline.metrics import ROUTED, TASK_SECONDS
@@ -40,6 +41,8 @@ from pacs_node.pipeline.node import (
     ANALYSE,
     COMMITMENT,
     DELIVER,
+    DONE,
+    FAILED,
     OBJECT,
     REPORT,
     REPORT_QUEUE,
@@ -97,7 +100,8 @@ class Jobs:
             self._enqueue_deliveries(run, f"{key}/received", route["destinations"], route["priority"])
         if route["tasks"] and not route["refused"]:
             following = {"key": key, "route": route}
-            run.enqueue(ANALYSE, f"{ANALYSE}/{key}", following, ACCELERATOR_QUEUE, route["priority"])
+            job = NewJob(ANALYSE, f"{ANALYSE}/{key}", following, ACCELERATOR_QUEUE, route["priority"])
+            run.enqueue(job)
         else:
             # A report that found this object still undecided has left the study to it.
             self._enqueue_report(run, key, route["priority"])
@@ -266,7 +270,7 @@ class Jobs:
                 if not (self._results(job.key) / f"{task}.json").exists():
                     self._write(job.key, f"{task}.json", {"task": task, "status": FAILED, "error": reason})
             log.warning("object without a result", extra={"job": job.id, "status": job.status})
-            client.enqueue(*self._report_job(job.key, len(reports) + 1, job.priority))
+            client.enqueue(self._report_job(job.key, len(reports) + 1, job.priority))
 
     def purge(self, client: Client, now: datetime | None = None) -> int:
         """Remove what is older than the retention, with its jobs; the number of objects removed.
@@ -304,12 +308,12 @@ class Jobs:
 
     def _enqueue_report(self, run: Run, key: str, priority: int) -> None:
         number = run.step("count reports", lambda: len(run.client.find(prefix=f"{REPORT}/{key}/")) + 1)
-        run.enqueue(*self._report_job(key, number, priority))
+        run.enqueue(self._report_job(key, number, priority))
 
-    def _report_job(self, key: str, number: int, priority: int) -> tuple[str, str, Payload, str, int, float]:
+    def _report_job(self, key: str, number: int, priority: int) -> NewJob:
         payload: dict[str, JSON] = {"key": key, "priority": priority}
         delay = self._current().study.quiet_seconds
-        return REPORT, f"{REPORT}/{key}/{number}", payload, REPORT_QUEUE, priority, delay
+        return NewJob(REPORT, f"{REPORT}/{key}/{number}", payload, REPORT_QUEUE, priority, delay)
 
     def _results(self, key: str) -> Path:
         folder = self._node.spool.folder(key) / RESULTS
@@ -342,7 +346,7 @@ def is_urgent(header: Dataset) -> bool:
 def _jobs_of(client: Client, key: str) -> list[Job]:
     # The first two by their very ids: another object's key may begin with this one.
     own = [client.get(f"{OBJECT}/{key}"), client.get(f"{ANALYSE}/{key}")]
-    others = client.find(prefix=[f"{REPORT}/{key}/", f"{DELIVER}/{key}/"])
+    others = client.find(prefix=[f"{kind}/{key}/" for kind in (ANALYSE, REPORT, DELIVER)])
     return [job for job in own if job is not None] + others
 
 

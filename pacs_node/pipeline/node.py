@@ -28,6 +28,9 @@ OBJECT, ANALYSE, REPORT, DELIVER = "object", "analyse", "report", "deliver"
 #: Except for this one: what a requester of storage commitment is to be told.
 COMMITMENT = "commitment"
 
+#: How a task of an analysis ended, as ``Analyst.attempt`` says it.
+DONE, FAILED, NOT_ATTEMPTED = "done", "failed", "not_attempted"
+
 #: Reading headers and deciding: light, so several at once.
 INTAKE_QUEUE, INTAKE_SLOTS = "intake", 8
 #: One image at a time has the accelerator, or all the cores.

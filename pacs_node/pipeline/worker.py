@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -21,7 +20,7 @@ from pacs_node.errors import ConfigurationError, ModelError
 from pacs_node.pipeline import metrics
 from pacs_node.pipeline.jobs import Jobs
 from pacs_node.pipeline.node import LiveConfig, Node, queues
-from pacs_node.pipeline.process import Signals
+from pacs_node.pipeline.process import Signals, main
 from pacs_node.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -150,14 +149,5 @@ def _wanted(config: Config) -> list[Task]:
     return [task for task in Task if task in wanted]
 
 
-def main() -> None:
-    """``python -m pacs_node.pipeline.worker --config FILE [--parent PID]``."""
-    parser = argparse.ArgumentParser(prog="pacs_node.pipeline.worker", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--parent", type=int)
-    arguments = parser.parse_args()
-    sys.exit(run(arguments.config, arguments.parent))
-
-
 if __name__ == "__main__":
-    main()
+    main(run)

@@ -26,7 +26,7 @@ from pydicom.dataset import Dataset
 
 from pacs_node.config import load
 from pacs_node.engine.client import Client
-from pacs_node.engine.job import UNFINISHED, Job
+from pacs_node.engine.job import UNFINISHED, Job, NewJob
 from pacs_node.pipeline.node import INTAKE_QUEUE, OBJECT, Node
 from pacs_node.receive.identity import Identity
 
@@ -100,7 +100,7 @@ class Bench:
         incoming.write(encoded(dataset))
         stored = self.node.spool.store(incoming, identity, calling_ae, "PACS_NODE")
         with self.client() as client:
-            client.enqueue(OBJECT, f"{OBJECT}/{stored.key}", {"key": stored.key}, INTAKE_QUEUE)
+            client.enqueue(NewJob(OBJECT, f"{OBJECT}/{stored.key}", {"key": stored.key}, INTAKE_QUEUE))
         return stored.key
 
     def jobs(self, prefix: str = "") -> dict[str, Job]:
@@ -221,10 +221,10 @@ def _wrap_boundaries(kill_at: str | None, labels: Path | None) -> None:
         pass_by(f"{label}: recorded")
         return result
 
-    def wrapped_enqueue(self: Run, kind: str, job_id: str, *args: Any, **more: Any) -> None:
-        pass_by(f"{self.job_id} enqueue {job_id}: before")
-        enqueue(self, kind, job_id, *args, **more)
-        pass_by(f"{self.job_id} enqueue {job_id}: recorded")
+    def wrapped_enqueue(self: Run, job: NewJob) -> None:
+        pass_by(f"{self.job_id} enqueue {job.id}: before")
+        enqueue(self, job)
+        pass_by(f"{self.job_id} enqueue {job.id}: recorded")
 
     Run.step, Run.enqueue = wrapped_step, wrapped_enqueue  # type: ignore[method-assign]
 
