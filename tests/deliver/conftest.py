@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import absent
+from tests.conftest import absent, unused_port
 
 PLUGINS = Path("/usr/share/orthanc/plugins")
 USER, PASSWORD = "node", "secret"
@@ -37,7 +37,7 @@ class Orthanc:
         request.add_header(
             "Authorization", "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             body = answer.read()
         return json.loads(body) if answer.headers.get_content_type().endswith("json") else body
 
@@ -61,7 +61,7 @@ def orthanc(
     if not plugin.exists():
         absent("orthanc-dicomweb is not installed (make system-tools)")
     folder = tmp_path_factory.mktemp("orthanc")
-    started = Orthanc(_free_port(), _free_port(), folder)
+    started = Orthanc(unused_port(), unused_port(), folder)
     configuration = {
         "Name": "Test",
         "StorageDirectory": str(folder / "storage"),
@@ -86,7 +86,7 @@ def orthanc(
             yield started
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
 @dataclass
@@ -109,7 +109,7 @@ def storescp(tmp_path: Path, require_tool: Callable[[str], str]) -> Iterator[Cal
     def start(*options: str, port: int | None = None) -> StoreScp:
         folder = tmp_path / f"storescp-{len(running)}"
         folder.mkdir()
-        scp = StoreScp(port or _free_port(), folder)
+        scp = StoreScp(port or unused_port(), folder)
         command = [tool, "-aet", "STORESCP", "-od", str(folder), *options, str(scp.port)]
         process = subprocess.Popen(command)
         running.append(process)
@@ -119,15 +119,7 @@ def storescp(tmp_path: Path, require_tool: Callable[[str], str]) -> Iterator[Cal
     yield start
     for process in running:
         process.terminate()
-        process.wait(timeout=10)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        process.wait(timeout=120)
 
 
 def _listens(port: int) -> bool:
@@ -141,7 +133,7 @@ def _listens(port: int) -> bool:
 
 
 def _wait(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path | None) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break

@@ -36,14 +36,14 @@ def client(database: str) -> Iterator[Client]:
     client.close()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
 
 
-def ended(client: Client, job_id: str, status: Status = "done", seconds: float = 20) -> Job:
+def ended(client: Client, job_id: str, status: Status = "done", seconds: float = 120) -> Job:
     wait_for(lambda: (job := client.get(job_id)) is not None and job.status == status, seconds)
     job = client.get(job_id)
     assert job is not None
@@ -73,7 +73,7 @@ class Worker:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(120)
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_a_delayed_job_runs_when_its_time_has_come(engine: Engine, client: Clien
     client.enqueue(NewJob("note", "note/a", {"key": "a"}, "light", delay=1.5))
     ran = ended(client, "note/a").result
     assert isinstance(ran, float)
-    assert 1.5 <= ran - began < 6
+    assert 1.5 <= ran - began < 60
 
 
 def test_ended_jobs_are_purged_with_their_steps(engine: Engine, client: Client) -> None:
@@ -292,7 +292,7 @@ def test_a_job_whose_process_is_killed_resumes_at_the_step_where_it_was(
     for payload in payloads:
         client.enqueue(NewJob("five_steps", f"five/{payload['key']}", payload, "heavy"))
         both = [f"note/{payload['key']}", f"five/{payload['key']}"]
-        wait_for(lambda both=both: worker.keep_alive() and all(done(client, job) for job in both), 60)
+        wait_for(lambda both=both: worker.keep_alive() and all(done(client, job) for job in both))
     assert worker.starts == 4
     lines = worker.lines()
     for payload in payloads:
@@ -314,23 +314,23 @@ def done(client: Client, job_id: str) -> bool:
 def test_a_job_that_kills_its_process_is_parked_and_the_others_go_on(worker: Worker, client: Client) -> None:
     client.enqueue(NewJob("poison", "poison/a", {"key": "poison"}, "heavy"))
     client.enqueue(NewJob("five_steps", "five/b", {"key": "b"}, "heavy"))
-    wait_for(lambda: worker.keep_alive() and done(client, "note/b"), 60)
+    wait_for(lambda: worker.keep_alive() and done(client, "note/b"))
     job = ended(client, "poison/a", "dead")
     assert worker.lines().count("poison start") == 2
     assert job.queue == "heavy"  # kept, so that it can be retried
     client.retry("poison/a")
-    wait_for(lambda: worker.keep_alive() and worker.lines().count("poison start") == 4, 60)
+    wait_for(lambda: worker.keep_alive() and worker.lines().count("poison start") == 4)
 
 
 def test_a_clean_stop_hands_running_jobs_back_with_no_start_counted(
     worker: Worker, client: Client, database: str, tmp_path: Path
 ) -> None:
     client.enqueue(NewJob("slow", "slow/short", {"key": "short", "seconds": 0.8}, "light"))
-    client.enqueue(NewJob("slow", "slow/long", {"key": "long", "seconds": 30}, "heavy"))
+    client.enqueue(NewJob("slow", "slow/long", {"key": "long", "seconds": 300}, "heavy"))
     wait_for(lambda: {"short start", "long start"} <= set(worker.lines()))
     began = time.monotonic()
     worker.stop()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert "stopped False" in worker.lines()
     assert ended(client, "slow/short").attempts == 1
     handed_back = ended(client, "slow/long", "queued")
@@ -349,8 +349,8 @@ def test_on_postgresql_as_on_sqlite(
         try:
             client.enqueue(NewJob("five_steps", "five/a", {"key": "a", "die_in": 1}, "heavy"))
             client.enqueue(NewJob("poison", "poison/b", {"key": "b"}, "heavy", delay=0.5))
-            wait_for(lambda: worker.keep_alive() and done(client, "note/a"), 60)
-            wait_for(lambda: worker.keep_alive() and client.find(status=["dead"]), 60)
+            wait_for(lambda: worker.keep_alive() and done(client, "note/a"))
+            wait_for(lambda: worker.keep_alive() and client.find(status=["dead"]))
             assert worker.lines().count("a step 1") == 2
             # Another node's jobs in the same database are not seen, nor run.
             other = Client(url, "ba9876543210")

@@ -114,7 +114,7 @@ class Orthanc:
         assert self.process is not None
         began = time.monotonic()
         self.process.terminate()
-        assert self.process.wait(60) == 0
+        assert self.process.wait(WAIT) == 0
         return time.monotonic() - began
 
     def kill(self) -> None:
@@ -144,7 +144,7 @@ class Orthanc:
         )
         token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         request.add_header("Authorization", f"Basic {token}")
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT) as answer:
             content = answer.read()
         return json.loads(content) if answer.headers.get_content_type().endswith("json") else content
 

@@ -90,9 +90,16 @@ def test_it_is_sent_again_until_the_modality_has_committed(
     make_site: Callable[..., Site], working: Callable[[Site], Child]
 ) -> None:
     site = make_site()
-    # First a passing trouble, then silence, then the commitment.
-    site.configure(commitment_timeout=3.0)
-    site.verdicts = [lambda uids: dict.fromkeys(uids, 0x0213), lambda uids: None]
+
+    # First a passing trouble, then silence, which is not waited for long, then the commitment.
+    def trouble(uids: list[str]) -> dict[str, int]:
+        site.configure(commitment_timeout=2.0)
+        return dict.fromkeys(uids, 0x0213)
+
+    def silence(uids: list[str]) -> None:
+        site.configure()
+
+    site.verdicts = [trouble, silence]
     image = chest()
     site.bench.receive(image)
     working(site)

@@ -116,7 +116,7 @@ class Bench:
         """Start the worker in a child process; see ``Child``."""
         return Child(self.config_path, **how)
 
-    def work_off(self, seconds: float = 180, **how: Any) -> None:
+    def work_off(self, seconds: float = WAIT, **how: Any) -> None:
         """Run the worker until no job is unfinished."""
         child = self.work(until_idle=True, **how)
         assert child.wait(seconds) == 0
@@ -156,7 +156,7 @@ class Child:
         self.process = _FORKS.Process(target=_work, args=arguments, daemon=True)
         self.process.start()
 
-    def wait(self, seconds: float = 180) -> int:
+    def wait(self, seconds: float = WAIT) -> int:
         """Its exit code, negative for a signal; killed, and an AssertionError, if it does not end in time."""
         self.process.join(seconds)
         if self.process.exitcode is None:
@@ -167,7 +167,7 @@ class Child:
     def stop(self) -> int:
         """End it as an administrator would."""
         self.process.terminate()
-        return self.wait(20)
+        return self.wait(120)
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -244,10 +244,11 @@ def _wrap_attempt(poison: str) -> None:
 
 def _end_when_idle(config_path: Path) -> None:
     """Idle is when nothing is unfinished and the worker has seen to what its last dead job left to do."""
-    from pacs_node.pipeline import worker
+    from pacs_node.pipeline import process, worker
     from pacs_node.pipeline.jobs import Jobs
 
-    worker.SETTLE_EVERY_SECONDS = 0.2
+    # What an idle node may take its time for.
+    process._TICK_SECONDS = worker.SETTLE_EVERY_SECONDS = 0.1
     settle, settled = Jobs.settle, threading.Event()
 
     def wrapped(self: Jobs, client: Client) -> None:
