@@ -24,9 +24,8 @@ from pydicom import dcmread
 from pacs_node.receive.spool import uid_hash
 from tests.dicom_objects import radiograph
 from tests.dicomweb.conftest import TYPE, Served, body, part10
-from tests.pipeline.conftest import chest
-from tests.pipeline.harness import encoded
-from tests.pipeline.test_serve import Process, start, until
+from tests.pipeline.conftest import chest, start
+from tests.pipeline.harness import Process, encoded, until
 
 __all__ = ["start"]
 
