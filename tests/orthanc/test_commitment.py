@@ -14,7 +14,7 @@ from tests.orthanc.harness import Orthanc, section, until
 from tests.pipeline.conftest import chest
 from tests.pipeline.harness import TASKS, Bench, Child, Listening, Process
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("orthanc")]  # an Orthanc takes seconds to stop
+pytestmark = pytest.mark.slow  # an Orthanc takes seconds to stop
 
 Judge = Callable[[list[str]], dict[str, int] | None]
 

@@ -188,12 +188,15 @@ def test_the_button_analyses_the_study_that_is_shown(
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=require_tool("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=require_tool("chromium"),
+            args=["--no-sandbox", "--disable-dev-shm-usage"],
+            timeout=240_000,
         )
         page = browser.new_page(http_credentials={"username": USER, "password": PASSWORD})
+        page.set_default_timeout(240_000)
         page.on("dialog", listen)
         page.goto(f"http://127.0.0.1:{orthanc.http}/app/explorer.html#study?uuid={study}")
-        page.get_by_text("Analyse with pacs-node").locator("visible=true").click(timeout=240_000)
+        page.get_by_text("Analyse with pacs-node").locator("visible=true").click()
         until(lambda: page.wait_for_timeout(50) or said, "the answer")
         browser.close()
     assert said[0].startswith("pacs-node: 0 to be analysed, 1 known already.")

@@ -79,6 +79,7 @@ def test_what_it_holds_is_committed_and_of_the_rest_it_says_why_not(site: Site) 
     assert len(site.modality.reports) == 1
 
 
+@pytest.mark.slow
 def test_who_does_not_wait_is_told_on_an_association_of_its_own(site: Site) -> None:
     held = chest()
     site.modality.store(held)
@@ -176,6 +177,7 @@ def test_what_it_does_not_take_is_answered_so(site: Site) -> None:
     assert site.reports() == []
 
 
+@pytest.mark.slow
 def test_committing_sees_to_a_job_that_could_not_be_registered(site: Site) -> None:
     """An object was kept, but its sender told to send it again; what is committed to is worked on, too."""
     held = chest()

@@ -60,6 +60,7 @@ def site(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Site]:
     opened.stop()
 
 
+@pytest.mark.slow
 def test_it_is_sent_again_until_it_is_committed(site: Site) -> None:
 
     # First a passing trouble, then silence, which is not waited for long, then the commitment.
@@ -94,6 +95,7 @@ def test_a_lasting_refusal_is_a_dead_letter_with_its_reason(site: Site) -> None:
     assert job.key == f"{key}/received"
 
 
+@pytest.mark.slow
 def test_a_dead_letter_that_is_retried_is_sent_again(site: Site) -> None:
     site.verdicts = [lambda uids: None]
     site.bench.receive(chest())

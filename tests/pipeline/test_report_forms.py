@@ -20,6 +20,7 @@ FORMS: dict[str, dict[str, Any]] = {
 REPORTS = {Comprehensive3DSRStorage, ComprehensiveSRStorage}
 
 
+@pytest.mark.slow
 def test_each_destination_gets_its_form_of_the_report(tmp_path: Path) -> None:
     destinations = {
         name: {"type": "folder", "path": str(tmp_path / name), **form} for name, form in FORMS.items()

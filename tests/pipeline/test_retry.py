@@ -94,6 +94,7 @@ def test_a_failed_task_is_done_again_alone_and_the_report_follows(
     assert len(bench.jobs()) == number
 
 
+@pytest.mark.slow
 def test_a_task_that_fails_again_can_be_tried_again(failed: tuple[Bench, str]) -> None:
     bench, key = failed
     bench.configure(models=models(anomaly="absent"))
@@ -111,11 +112,9 @@ def test_a_task_that_fails_again_can_be_tried_again(failed: tuple[Bench, str]) -
 @pytest.mark.parametrize(
     "boundary",
     [
-        "open: done, not recorded",
         "anomaly: before",
         "anomaly: done, not recorded",
         "anomaly: recorded",
-        "count reports: recorded",
     ],
 )
 def test_killed_while_it_is_done_again_it_is_delivered_once(failed: tuple[Bench, str], boundary: str) -> None:
@@ -128,6 +127,7 @@ def test_killed_while_it_is_done_again_it_is_delivered_once(failed: tuple[Bench,
     assert_each_sent_once(bench)
 
 
+@pytest.mark.slow
 def test_what_was_tried_again_goes_with_its_object(
     failed: tuple[Bench, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
