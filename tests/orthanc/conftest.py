@@ -32,4 +32,6 @@ def make_orthanc(
 
     yield make
     for orthanc in made:
+        orthanc.ask_to_end()
+    for orthanc in made:
         orthanc.close()
