@@ -290,7 +290,8 @@ class Jobs:
 
         removed = self._node.spool.purge(cutoff, is_open)
         self._node.commitments.purge(cutoff)
-        self._node.verdicts.purge(cutoff)
+        unreported = {job.payload["verdict"] for job in client.find(kind=COMMITMENT, status=UNFINISHED)}
+        self._node.verdicts.purge(cutoff, unreported)
         client.purge([job.id for job in client.find(kind=COMMITMENT, ended_before=cutoff)])
         for key in removed:
             client.purge([job.id for job in _jobs_of(client, key)])

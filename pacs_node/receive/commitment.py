@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -85,9 +85,15 @@ class Verdicts:
         if self.get(verdict.id) == verdict:
             self._path(verdict.id).unlink(missing_ok=True)
 
-    def purge(self, older_than: datetime) -> int:
-        """Forget verdicts that were given before ``older_than`` (an aware time); how many."""
-        old = [p for p in self._folder.glob("*.json") if p.stat().st_mtime < older_than.timestamp()]
+    def purge(self, older_than: datetime, keep: Collection[str] = ()) -> int:
+        """Forget verdicts that were given before ``older_than`` (an aware time), except those whose ids are
+        to be kept; how many.
+        """
+        old = [
+            path
+            for path in self._folder.glob("*.json")
+            if path.stem not in keep and path.stat().st_mtime < older_than.timestamp()
+        ]
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from pacs_node.commitment import action_information
+from pacs_node.config import load
 from pacs_node.engine.job import Job
+from pacs_node.pipeline.jobs import Jobs
 from tests.commitment_requester import COMMITMENT, INSTANCE, Modality, outcome
 from tests.pipeline.conftest import chest
 from tests.pipeline.harness import Listening, Process, until
@@ -158,6 +161,22 @@ def test_a_report_that_is_not_accepted_is_sent_again(site: Site) -> None:
     until(lambda: {job.status for job in site.reports()} == {"done"})
     assert child.stop() == 0
     assert site.modality.came_to[:2] == ["same association", "own port"]
+
+
+@pytest.mark.slow
+def test_what_could_not_be_reported_is_forgotten_in_time(site: Site) -> None:
+    site.configure({"ae_title": "OTHER"})
+    assert site.modality.ask([reference(chest())]) == 0
+    handlers = Jobs(site.bench.node, lambda: load(site.bench.config_path))
+    much_later = datetime.now(UTC) + timedelta(days=8)
+    with site.bench.client() as client:
+        handlers.purge(client, much_later)
+        assert site.pending() == 1, "its job is not done yet"
+        site.bench.work_off()
+        assert [job.status for job in site.reports()] == ["failed"]
+        handlers.purge(client, much_later)
+    assert site.pending() == 0
+    assert site.reports() == []
 
 
 def test_what_it_does_not_take_is_answered_so(site: Site) -> None:
