@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import absent, unused_port
+from tests.pipeline.harness import listens
 
 PLUGINS = Path("/usr/share/orthanc/plugins")
 USER, PASSWORD = "node", "secret"
@@ -113,23 +114,13 @@ def storescp(tmp_path: Path, require_tool: Callable[[str], str]) -> Iterator[Cal
         command = [tool, "-aet", "STORESCP", "-od", str(folder), *options, str(scp.port)]
         process = subprocess.Popen(command)
         running.append(process)
-        _wait(lambda: _listens(scp.port), process, None)
+        _wait(lambda: listens(scp.port), process, None)
         return scp
 
     yield start
     for process in running:
         process.terminate()
         process.wait(timeout=120)
-
-
-def _listens(port: int) -> bool:
-    # /proc instead of a connection: storescp would take that for an association.
-    wanted = f":{port:04X}"
-    return any(
-        line.split()[1].endswith(wanted) and line.split()[3] == "0A"
-        for table in ("/proc/net/tcp", "/proc/net/tcp6")
-        for line in Path(table).read_text().splitlines()[1:]
-    )
 
 
 def _wait(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path | None) -> None:

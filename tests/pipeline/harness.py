@@ -306,6 +306,16 @@ def until(condition: Callable[[], object], what: str = "") -> None:
         time.sleep(0.1)
 
 
+def listens(port: int) -> bool:
+    """Whether something listens there; without connecting, which storescp would take for an association."""
+    wanted = f":{port:04X}"
+    return any(
+        line.split()[1].endswith(wanted) and line.split()[3] == "0A"
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(table).read_text().splitlines()[1:]
+    )
+
+
 class StoreScp:
     """DCMTK's storescp: a destination that is really another program."""
 
@@ -327,6 +337,8 @@ class StoreScp:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        # Sent to too early, it would be a destination that is down.
+        until(lambda: listens(port), f"storescp on port {port}")
 
     def received(self) -> dict[str, list[bytes]]:
         """SOP Instance UID to the contents that came under it, one for each time that it came."""
