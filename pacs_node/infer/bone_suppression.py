@@ -11,8 +11,9 @@ from pacs_node.conditions import Conditions
 from pacs_node.infer.cards import Card
 from pacs_node.infer.diffusion import Count, Diffusion, decode_difference, encode, run_parameters
 from pacs_node.infer.geometry import Frame, check_image
-from pacs_node.infer.providers import Settings, open_session
+from pacs_node.infer.providers import Settings
 from pacs_node.infer.results import ImageResult, Progress
+from pacs_node.infer.session import open_session
 
 Array = NDArray[np.float32]
 

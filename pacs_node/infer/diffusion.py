@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from pacs_node.errors import ModelError
 from pacs_node.infer import samplers
 from pacs_node.infer.cards import Card
-from pacs_node.infer.providers import Session, Settings, threads
+from pacs_node.infer.providers import Settings, threads
 from pacs_node.infer.results import Progress
+from pacs_node.infer.session import Session
 
 Array = NDArray[np.float32]
 

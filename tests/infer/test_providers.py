@@ -12,7 +12,8 @@ from tiny_models import TINY, smooth, variant
 from pacs_node.conditions import Conditions
 from pacs_node.errors import ModelError
 from pacs_node.infer import Settings, load, providers, read_card
-from pacs_node.infer.providers import choices, open_session
+from pacs_node.infer.providers import choices
+from pacs_node.infer.session import open_session
 
 MakeModel = Callable[..., Path]
 
