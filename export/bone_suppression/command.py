@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 FOLDER = "bone-suppression-512"
 STAGES = ("autoencoder", "denoiser")
+
+
+def options(action: str, one: ArgumentParser) -> None:
+    """What only this task takes."""
+    if action == "train":
+        one.add_argument("--stage", choices=STAGES, help="one stage alone")
 
 
 def train(arguments: Namespace) -> None:
