@@ -123,7 +123,7 @@ class Session:
 
     def fetch(self, name: str, value: Value) -> Array:
         """A value of the device as an array. Raises ModelError naming ``name`` if it is not finite."""
-        array: Array = value.numpy()
+        array: Array = np.array(value.numpy())  # of the host, numpy() is the memory itself
         self._check(name, array)
         return array
 

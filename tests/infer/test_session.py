@@ -38,7 +38,7 @@ def test_a_bound_loop_is_the_loop_of_arrays(make_model: MakeModel, provider: str
             wanted = denoiser.run(sample=wanted, condition=z, timestep=time)["prediction"]
             wanted = denoiser.run(sample=wanted, condition=z, timestep=time)["prediction"]
             state = denoiser.bound(sample=state, condition=condition, timestep=time)["prediction"]
-            last, kept = state, state.numpy()
+            last, kept = state, state.numpy().copy()
             state = update.bound(sample=state, condition=condition, timestep=time)["prediction"]
             denoiser.bound(sample=state, condition=condition, timestep=time)
             np.testing.assert_array_equal(last.numpy(), kept)  # one call later it is still there
