@@ -117,9 +117,13 @@ def _models(config: Config, source: Source) -> Iterator[Problem]:
     try:
         catalog = Catalog([folder for folder in config.models.folders if folder.is_dir()])
     except ModelError as error:
-        for line in str(error).splitlines():
-            yield source.problem(("models",), line.rstrip("."), "See: pacs-node models list")
+        yield source.problem(("models",), str(error).rstrip("."), "See: pacs-node models list")
         return
+    asked = {config.models.name_for(task) for task in Task}
+    for problem in catalog.problems:
+        for line in str(problem).splitlines() if problem.name not in asked else ():
+            remedy = "No task asks for it by name, so the others run. See: pacs-node models list"
+            yield source.problem(("models",), line.rstrip("."), remedy, "warning")
     wanted = {task for rule in config.rules for task in rule.tasks}
     for task in Task:
         name = config.models.name_for(task)
@@ -129,6 +133,11 @@ def _models(config: Config, source: Source) -> Iterator[Problem]:
             catalog.card(task, name)
         except ModelError as error:
             there = [card.name for card in catalog.cards if card.task is task]
+            if name in {problem.name for problem in catalog.problems}:
+                for line in str(error).splitlines():
+                    remedy = "Until then this task fails on every image; the others run"
+                    yield source.problem(("models", task.value), line.rstrip("."), remedy)
+                continue
             remedy = (
                 f"Name one of: default, {', '.join(there)}"
                 if there

@@ -15,6 +15,10 @@ measured at::
 
     [files]                             # role -> file in this folder; the roles stand in contract.py
     encoder = "encoder.onnx"
+    [variants.f16]                      # the same graphs computing in half precision, for GPUs; optional, as
+    denoiser = "denoiser.f16.onnx"      # is each role; inputs and outputs stay float32
+    [variants.int8]                     # the same for processors
+    denoiser = "denoiser.int8.onnx"
     [digests]                           # every file, ONNX external data included
     "encoder.onnx" = "sha256:<64 hexadecimal digits>"
     [input]
@@ -71,19 +75,31 @@ from pydantic import (
 )
 
 from pacs_node.errors import ModelError
+from pacs_node.infer import integrity
 from pacs_node.infer.contract import CONTRACT
-from pacs_node.infer.external_data import external_files
 from pacs_node.tasks import Task
 
 CARD = "card.toml"
 MAX_CARD_BYTES = 1 << 20
 
 # What changes a model's results; all else in a card is prose.
-_BEHAVIOUR = {"task", "full_precision", "files", "digests", "input", "diffusion", "sampler", "anomaly"}
+_BEHAVIOUR = {
+    "task",
+    "full_precision",
+    "files",
+    "variants",
+    "digests",
+    "input",
+    "diffusion",
+    "sampler",
+    "anomaly",
+}
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
 # A plain name in the model's own folder: no folders, nothing hidden, so it cannot lead outside.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+# Arithmetic other than the graphs' own f32.
+Variant = Literal["f16", "int8"]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
@@ -211,6 +227,9 @@ class Card(Part):
     licence: Text = Field(description="the licence of the weights")
     full_precision: list[str] = Field([], description="a list of the roles that must run in f32")
     files: dict[str, FileName] = Field(description="a table of the task's roles, each with a plain file name")
+    variants: dict[Variant, dict[str, FileName]] = Field(
+        {}, description="tables [variants.f16] and [variants.int8], each of roles and files as [files]"
+    )
     digests: dict[FileName, Digest] = Field(
         description='a table of every file with "sha256:" and its 64 hexadecimal digits (sha256sum FILE)'
     )
@@ -233,7 +252,10 @@ class Card(Part):
             )
         if strange := set(self.full_precision) - roles:
             raise ValueError(f"full_precision names {names(strange)}; the roles are {names(roles)}")
-        if without := set(self.files.values()) - set(self.digests):
+        for variant, files in self.variants.items():
+            if strange := set(files) - roles:
+                raise ValueError(f"[variants.{variant}] names {names(strange)}; the roles are {names(roles)}")
+        if without := set(self.graphs) - set(self.digests):
             raise ValueError(f"[digests] lacks {names(without)}; add what sha256sum prints for it")
         wanted = {"anomaly"} if self.task is Task.ANOMALY else {"diffusion", "sampler"}
         present = {key for key in ("diffusion", "sampler", "anomaly") if getattr(self, key) is not None}
@@ -260,51 +282,46 @@ class Card(Part):
         behaviour = self.model_dump(mode="json", include=_BEHAVIOUR, exclude_defaults=True)
         return "sha256:" + hashlib.sha256(json.dumps(behaviour, sort_keys=True).encode()).hexdigest()
 
-    def path(self, role: str) -> Path:
-        """The ONNX file of one role, such as ``denoiser``."""
-        return self._folder / self.files[role]
+    @property
+    def graphs(self) -> list[str]:
+        """All ONNX files, variants included."""
+        tables = (self.files, *self.variants.values())
+        return sorted({name for table in tables for name in table.values()})
+
+    @property
+    def precisions(self) -> list[str]:
+        """The arithmetic that there are graphs for: f32 always."""
+        return ["f32", *sorted(self.variants)]
+
+    @property
+    def size(self) -> int:
+        """The bytes of all files that are there."""
+        paths = (self._folder / name for name in self.digests)
+        return sum(path.stat().st_size for path in paths if path.is_file())
+
+    def path(self, role: str, variant: Variant | None = None) -> Path:
+        """The ONNX file of one role, such as ``denoiser``, or its variant, which must be there."""
+        return self._folder / (self.variants[variant] if variant else self.files)[role]
+
+    def has(self, role: str, variant: Variant) -> bool:
+        """Whether there is a variant of the role's graph."""
+        return role in self.variants.get(variant, {})
 
     def exact(self, role: str) -> bool:
         """Whether the role runs in f32 even where bf16 is faster: a score, as its threshold was found so."""
         return self.task is Task.ANOMALY or role in self.full_precision
 
-    def verify(self) -> None:
-        """Compare every file with its digest, and ONNX external data with the folder.
+    def verify(self, *graphs: str) -> None:
+        """Compare the ONNX files ``graphs`` (all, if none is named) and their external data with the digests.
 
         Raises ModelError naming each file that is missing, altered, or refers to data outside the digests.
         """
-        problems = [p for name, digest in self.digests.items() if (p := self._verify_file(name, digest))]
-        if not problems:
-            problems = [p for name in sorted(set(self.files.values())) for p in self._verify_external(name)]
-        if problems:
+        if problems := integrity.problems(self._folder, self.digests, graphs or self.graphs):
             raise ModelError("\n".join(problems))
 
-    def _verify_file(self, name: str, digest: str) -> str | None:
-        path = self._folder / name
-        if not path.is_file():
-            return f"{path}: the file is missing. Copy it there, or correct [files] and [digests] in {CARD}."
-        # A link out of the folder would make the model depend on a place that nobody copies along with it.
-        if path.resolve().parent != self._folder.resolve():
-            return (
-                f"{path}: the file is a link that leads out of the model's folder. Put the file itself there."
-            )
-        with path.open("rb") as file:
-            found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-        if found != digest:
-            return (
-                f"{path}: the file's digest is {found}, the card says {digest}. Copy the file again; if the "
-                f"change is meant, correct [digests] in {CARD} and give the model a new version."
-            )
-        return None
-
-    def _verify_external(self, name: str) -> list[str]:
-        path = self._folder / name
-        return [
-            f"{path}: it refers to external data in {location!r}, which is not a file of this card. External "
-            f"data must lie in the model's folder and stand in [digests]; save it with its weights inside."
-            for location in external_files(path)
-            if location not in self.digests
-        ]
+    def unused(self) -> list[str]:
+        """A sentence for each file that the folder or the digests have and no graph needs; after verify."""
+        return integrity.unused(self._folder, self.digests, self.graphs)
 
 
 def read_card(folder: Path) -> Card:

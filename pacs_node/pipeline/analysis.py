@@ -70,9 +70,11 @@ class Analyst:
     """Runs tasks as a configuration says. Models are loaded when they are first used and stay loaded."""
 
     def __init__(self, config: Config) -> None:
-        """Raises ModelError if a folder of models or a card is wrong."""
+        """A folder of models or a card that is wrong is logged; what asks for that model will fail."""
         self.config = config
         self.catalog = Catalog(config.models.folders)
+        for problem in self.catalog.problems:
+            log.warning("%s", problem)
 
     def card(self, task: Task) -> Card:
         """The card of the model that is configured for ``task``. Raises ModelError."""

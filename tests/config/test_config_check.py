@@ -37,6 +37,7 @@ from pacs_node.config.model import (
 )
 from pacs_node.config.schema import json_schema
 from pacs_node.errors import Problem
+from pacs_node.pipeline.serve import preflight
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "deploy" / "pacs-node.yaml"
@@ -222,6 +223,25 @@ def test_model_folder_that_does_not_exist(environ: dict[str, str]) -> None:
     environ.pop("PACS_NODE_MODELS")
     problem = only(checked("models:\n  folders:\n    - /nowhere/models\nrules: [{name: all}]\n", environ))
     assert (problem.line, problem.key) == (3, "models.folders.0")
+
+
+def test_a_broken_model_is_named_and_stops_only_the_task_that_names_it(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "site" / "ours"
+    broken.mkdir(parents=True)
+    (broken / "card.toml").write_text('name = "ours"\ntask = "anomaly"\n')
+    environ.pop("PACS_NODE_MODELS")
+    text = f"models:\n  folders: [{broken.parent}]\n  anomaly: %s\nrules: [{{name: all, tasks: [anomaly]}}]\n"
+    unnamed, named = (
+        [p for p in checked(text % name, environ) if "card.toml" in p.message] for name in ("default", "ours")
+    )
+    assert {(p.key, p.severity) for p in unnamed} == {("models", "warning")}
+    assert {(p.key, p.value, p.severity) for p in named} == {("models.anomaly", "ours", "error")}
+    assert any("version: the key is missing" in p.message for p in named)
+    file = tmp_path / "pacs-node.yaml"
+    file.write_text(text % "ours")
+    assert preflight(file).models.anomaly == "ours"  # the node starts; the task will say so on every image
 
 
 def test_provider_that_is_not_installed(environ: dict[str, str]) -> None:

@@ -221,23 +221,40 @@ def test_two_models_for_a_task_must_be_told_apart(make_model: MakeModel, tmp_pat
 
 def test_two_cards_of_one_name_are_an_error_naming_both(make_model: MakeModel) -> None:
     site = make_model("tiny-bone")
+    catalog = Catalog([site.parent], shipped=TINY)
     with pytest.raises(ModelError) as error:
-        Catalog([site.parent], shipped=TINY)
+        catalog.card(Task.BONE_SUPPRESSION, "tiny-bone")
     assert str(TINY / "tiny-bone" / "card.toml") in str(error.value)
     assert str(site / "card.toml") in str(error.value)
+    assert catalog.is_shipped(catalog.card(Task.BONE_SUPPRESSION))
 
 
-def test_a_folder_of_models_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"does not exist.*models\.folders"):
-        Catalog([tmp_path / "none"], shipped=TINY)
+def test_a_broken_card_leaves_the_others_alone(make_model: MakeModel, tmp_path: Path) -> None:
+    site = make_model("tiny-bone", replace={'"tiny-bone"': '"our-bone"', "steps = 5": "steps = 0"}).parent
+    make_model("tiny-anomaly", folder="torn", replace={"[input]": "[input"})
+    catalog = Catalog([site, tmp_path / "none"], shipped=TINY)
+    assert {task: catalog.card(task).name for task in Task} == {
+        Task.BONE_SUPPRESSION: "tiny-bone",
+        Task.RESTORATION: "tiny-restoration",
+        Task.ANOMALY: "tiny-anomaly",
+    }
+    told = "\n".join(map(str, catalog.problems))
+    assert [p.name for p in catalog.problems] == ["our-bone", "torn", None]
+    assert "sampler.steps: 0 will not do" in told
+    assert "not TOML" in told
+    assert "does not exist" in told
+    with pytest.raises(ModelError, match=r"sampler\.steps: 0 will not do"):
+        catalog.card(Task.BONE_SUPPRESSION, "our-bone")
+    with pytest.raises(ModelError, match="not TOML"):
+        catalog.card(Task.ANOMALY, "torn")
 
 
 def test_a_folder_that_holds_no_model_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     assert Catalog([tmp_path], shipped=TINY).cards == Catalog([], shipped=TINY).cards
     (tmp_path / "lost+found" / "model.onnx").write_bytes(b"x")
-    with pytest.raises(ModelError, match=r"lost\+found: there is no card\.toml"):
-        Catalog([tmp_path], shipped=TINY)
+    (problem,) = Catalog([tmp_path], shipped=TINY).problems
+    assert "lost+found: there is no card.toml" in str(problem)
 
 
 def test_the_shipped_models_are_found_and_whole() -> None:
