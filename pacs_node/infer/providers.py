@@ -1,72 +1,102 @@
-"""Which hardware a model runs on, and why; session.py runs it there.
+"""Which hardware a model runs on, in which arithmetic, and why; session.py runs it there.
 
-A *provider* is ONNX Runtime's word for a backend: CUDA, TensorRT, OpenVINO, CPU. The configuration gives an
-order; the first that is there and takes the model is used. One that was asked for and is not there, or does
-not take the model, is passed over with a warning that goes to the log and into the parameters of every
-result.
+A *provider* is ONNX Runtime's word for a backend. The order, unless the configuration gives another:
+
+1. TensorRT, where the engines of this model were built for this device and version (``pacs-node models
+   verify --build``), or where the configuration asks for it;
+2. CUDA, with the card's f16 graphs;
+3. OpenVINO, in bf16 or with the card's int8 graphs where the processor is faster so (``_on_processor``);
+4. ONNX Runtime's own CPU provider.
+
+One that was asked for and is not there, or does not take the model, is passed over with a warning that goes
+to the log and into the parameters of every result.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pacs_node.errors import ModelError
+from pacs_node.infer import nvidia
+from pacs_node.infer.cards import Card, Variant
 from pacs_node.tasks import Task
 
 if TYPE_CHECKING:
-    from pacs_node.config.model import Infer
+    from pacs_node.config.model import Config
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "f16", "int8"]
 
-# The configuration's words and ONNX Runtime's.
+# The configuration's words and ONNX Runtime's, in the default order.
 PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-DEFAULT_ORDER = ("cuda", "openvino", "cpu")
+# What each can compute in, besides f32; f16 and int8 by the card's graphs.
+_ARITHMETIC: dict[str, tuple[Precision, ...]] = {
+    "tensorrt": ("f16",),
+    "cuda": ("f16",),
+    "openvino": ("bf16", "int8"),
+    "cpu": ("int8",),
+}
 
 
 @dataclass(frozen=True)
 class Settings:
     """How models are run.
 
-    ``providers``: the order asked for, words of PROVIDERS; None takes DEFAULT_ORDER, where an absent one is
-    no warning. ``threads``: 0 for one per core that the process may use. ``precision``: "auto" lets image
-    models run in bf16 where the processor multiplies bf16 natively, "f32" never does. ``steps``: sampling
-    steps, None for the card's.
+    ``providers``: the order asked for, words of PROVIDERS; None takes that of PROVIDERS, where an absent one
+    is no warning. ``threads``: 0 for one per core that the process may use. ``precision``: "auto" takes the
+    fastest arithmetic that the card and the provider have, "f32" never any but f32. ``steps``: sampling
+    steps, None for the card's; ``sampler``: its name, likewise. ``cache``: a folder for what providers
+    compile; None keeps nothing. ``without``: providers that are passed over, as they failed on an image.
     """
 
     providers: tuple[str, ...] | None = None
     threads: int = 0
-    precision: Literal["auto", "f32", "bf16"] = "auto"
+    precision: Literal["auto", "f32", "bf16", "f16", "int8"] = "auto"
     steps: int | None = None
+    sampler: str | None = None
+    cache: Path | None = None
+    without: tuple[str, ...] = ()
 
     @classmethod
-    def configured(cls, infer: Infer, task: Task) -> Settings:
+    def configured(cls, config: Config, task: Task) -> Settings:
         """What the configuration says for one task; its default order is not one that was asked for."""
+        infer = config.infer
         return cls(
             providers=tuple(infer.providers) if "providers" in infer.model_fields_set else None,
             threads=infer.threads,
             precision=infer.precision,
             steps=getattr(infer.steps, task, None),
+            sampler=getattr(infer.samplers, task, None),
+            cache=config.node.state_dir / "compiled",
         )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One provider to try and why; ``warnings`` tells of those that were asked for before it."""
+    """One provider to try and why; ``warnings`` tells of those before it and of what it cannot do.
+
+    ``variant``: which of the card's graphs it runs; None is the f32 one, which a provider may run in bf16.
+    """
 
     provider: str
     precision: Precision
     reason: str
     warnings: tuple[str, ...] = ()
+    variant: Variant | None = None
+
+    @property
+    def word(self) -> str:
+        """The configuration's word for the provider."""
+        return next(word for word, name in PROVIDERS.items() if name == self.provider)
 
 
 def available() -> tuple[str, ...]:
@@ -82,63 +112,118 @@ def available() -> tuple[str, ...]:
 
 
 @cache
+def processor_flags() -> frozenset[str]:
+    """The processor's instruction sets in Linux's words; empty where that cannot be told."""
+    try:
+        return frozenset(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+    except OSError:  # not Linux
+        return frozenset()
+
+
 def native_bf16() -> str | None:
     """The processor's instruction set for bf16 products, or None.
 
     With AMX, OpenVINO runs a diffusion U-Net about 5 times as fast in bf16 as in f32; with AVX-512 BF16
     alone, 1.7 to 2.9 times (measured on two cores each).
     """
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
-    except OSError:  # not Linux: we cannot tell, so we do not
-        return None
-    return next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)
+    return next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in processor_flags()), None)
 
 
-def choices(settings: Settings, *, exact: bool = False, there: Sequence[str] | None = None) -> list[Choice]:
+def choices(
+    settings: Settings,
+    *,
+    exact: bool = False,
+    variants: Collection[Variant] = (),
+    built: bool = False,
+    there: Sequence[str] | None = None,
+) -> list[Choice]:
     """The providers to try, best first; never empty.
 
-    ``exact``: f32 whatever the processor has (Card.exact). ``there`` replaces available().
+    ``exact``: f32 unless the configuration forces another (Card.exact). ``variants``: the graphs that the
+    card has beside the f32 one. ``built``: there is a TensorRT engine. ``there`` replaces available().
     Raises ModelError if nothing asked for is there, or on an unknown word.
     """
     there = available() if there is None else there
-    asked = settings.providers or DEFAULT_ORDER
+    asked = settings.providers or tuple(word for word in PROVIDERS if built or word != "tensorrt")
     found: list[Choice] = []
-    warnings: list[str] = []
+    passed: list[str] = []
     for word in asked:
         if word not in PROVIDERS:
             raise ModelError(f"There is no provider {word!r}. Known: {', '.join(PROVIDERS)}.")
+        if word in settings.without:
+            continue
         if word not in there:
             if settings.providers:
-                warnings.append(
+                passed.append(
                     f"the provider {word} was asked for, but the installed ONNX Runtime does not have it"
                 )
             continue
-        reason = "the configuration's first choice" if settings.providers else "the fastest that is there"
-        if found or warnings:
-            reason = (
-                "the next in the configured order" if settings.providers else "the next fastest that is there"
+        if word in ("cuda", "tensorrt") and (missing := nvidia.missing(word)):
+            passed.append(f"the provider {word} cannot start: {missing}")
+            continue
+        first = not (found or passed or settings.without)
+        if settings.providers:
+            reason = "the configuration's first choice" if first else "the next in the configured order"
+        else:
+            reason = "the fastest that is there" if first else "the next fastest that is there"
+        precision, why, warning = _precision(word, settings, exact, variants)
+        found.append(
+            Choice(
+                PROVIDERS[word],
+                precision,
+                f"{reason}; {why}",
+                (*passed, *warning),
+                "f16" if precision == "f16" else "int8" if precision == "int8" else None,
             )
-        precision, why = _precision(word, settings, exact)
-        found.append(Choice(PROVIDERS[word], precision, f"{reason}; {why}", tuple(warnings)))
+        )
     if not found:
+        told = f" ({'; '.join(passed)})" if passed else ""
         raise ModelError(
-            f"None of the providers asked for ({', '.join(asked)}) is in the installed ONNX Runtime: "
-            f"{', '.join(there)}. Correct infer.providers, or install pacs-node[cpu] or pacs-node[gpu]."
+            f"None of the providers asked for ({', '.join(asked)}) can run here{told}; the installed ONNX "
+            f"Runtime has {', '.join(there)}. Correct infer.providers, or install pacs-node[cpu] or "
+            "pacs-node[gpu]."
         )
     return found
 
 
-def _precision(word: str, settings: Settings, exact: bool) -> tuple[Precision, str]:
-    if word != "openvino":
-        return "f32", "f32"
-    if settings.precision != "auto":
-        return settings.precision, f"{settings.precision} as configured"
+def choices_for(card: Card, role: str, settings: Settings) -> list[Choice]:
+    """The providers to try for one graph of a model."""
+    variants = [variant for variant in card.variants if card.has(role, variant)]
+    return choices(
+        settings,
+        exact=card.exact(role),
+        variants=variants,
+        built=nvidia.is_built(settings.cache, card),
+    )
+
+
+def _precision(
+    word: str, settings: Settings, exact: bool, variants: Collection[Variant]
+) -> tuple[Precision, str, tuple[str, ...]]:
+    """The arithmetic, why, and what of the configuration's wish cannot be had."""
+    wish = settings.precision
+    if wish == "f32":
+        return "f32", "f32 as configured", ()
+    if wish != "auto":
+        if wish not in _ARITHMETIC[word]:
+            return "f32", "f32", (f"{wish} was asked for, which the provider {word} does not compute in",)
+        if wish != "bf16" and wish not in variants:
+            return "f32", "f32", (f"{wish} was asked for, but the model has no {wish} graph",)
+        return wish, f"{wish} as configured", ()
     if exact:
-        return "f32", "f32, as its card or its threshold wants"
-    if flag := native_bf16():
-        return "bf16", f"bf16, as the processor has {flag}"
-    return "f32", "f32, as the processor has no bf16"
+        return "f32", "f32, as its card or its threshold wants", ()
+    if word in ("cuda", "tensorrt"):
+        return ("f16", "f16, as the card has it", ()) if "f16" in variants else ("f32", "f32", ())
+    return *_on_processor(word, variants), ()
+
+
+def _on_processor(word: str, variants: Collection[Variant]) -> tuple[Precision, str]:
+    """The rule for processors."""
+    if word == "openvino":
+        if flag := native_bf16():
+            return "bf16", f"bf16, as the processor has {flag}"
+        return "f32", "f32, as the processor has no bf16"
+    return "f32", "f32"
 
 
 def threads(settings: Settings) -> int:

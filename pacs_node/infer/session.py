@@ -12,7 +12,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,25 @@ from numpy.typing import NDArray
 from pacs_node.errors import ModelError
 from pacs_node.infer.cards import Card
 from pacs_node.infer.contract import CONTRACT, Graph
-from pacs_node.infer.providers import PROVIDERS, Choice, Settings, choices, threads
+from pacs_node.infer.providers import PROVIDERS, Choice, Settings, choices_for
+from pacs_node.infer.starting import (
+    ON_GPU,
+    NotTakenError,
+    ProviderError,
+    brief,
+    is_memory,
+    open_on,
+    provider_options,
+    runtime_errors,
+    start,
+)
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
 # A tensor where the session computes: ONNX Runtime's OrtValue.
 Value = Any
 
-_ON_GPU = {PROVIDERS["cuda"], PROVIDERS["tensorrt"]}
 # Each CUDA graph keeps its buffers; past this many different sets of addresses the rest runs without.
 _MAX_GRAPHS = 16
 
@@ -38,6 +52,7 @@ _MAX_GRAPHS = 16
 class Session:
     """An ONNX graph ready to run, made by ``open_session``. For one thread at a time.
 
+    ``single``: whatever comes in, the graph is run on one image at a time, by way of the host.
     ``fixed``: ``bound`` gives its outputs in the same two sets of places in turn, as a CUDA graph, which
     replays its addresses, needs it. A value that ``bound`` gave is then overwritten by the next but one call.
     """
@@ -47,6 +62,7 @@ class Session:
     choice: Choice
     runtime: Any = field(repr=False)
     fixed: bool = False
+    single: bool = False
 
     _places: dict[object, Value] = field(default_factory=dict, repr=False)
     _outputs: dict[object, list[dict[str, Value]]] = field(default_factory=dict, repr=False)
@@ -55,18 +71,20 @@ class Session:
     @property
     def device(self) -> str:
         """Where its values lie, in ONNX Runtime's words: "cuda", or "cpu" for the host's memory."""
-        return "cuda" if self.choice.provider in _ON_GPU else "cpu"
+        return "cuda" if self.choice.word in ON_GPU else "cpu"
 
     def run(self, **inputs: Array) -> dict[str, Array]:
         """The outputs by name; float32 in, float32 out.
 
-        Raises ModelError if the runtime fails or an output holds NaN or infinity.
+        Raises ProviderError if the runtime fails, ModelError if an output holds NaN or infinity.
         """
         names = list(self.graph.outputs)
-        try:
+        count = len(next(iter(inputs.values())))
+        if self.single and count > 1:
+            parts = [self.run(**{n: a[i : i + 1] for n, a in inputs.items()}) for i in range(count)]
+            return {name: np.concatenate([part[name] for part in parts]) for name in names}
+        with self._telling(count):
             found = self.runtime.run(names, inputs, self._options(None))
-        except _runtime_errors() as error:
-            raise self._failed(error) from error
         for name, value in zip(names, found, strict=True):
             self._check(name, value)
         return dict(zip(names, found, strict=True))
@@ -95,12 +113,16 @@ class Session:
         """As ``run``, but the outputs stay on the device, and inputs that lie there are not copied.
 
         An input may be an array too, for what is small and new at every step: it is put in a place of its
-        input's name. Does not look for NaN: ``fetch`` does. Raises ModelError if the runtime fails.
+        input's name. Does not look for NaN: ``fetch`` does. Raises ProviderError if the runtime fails.
         """
         values = {
             name: self.put(value, f"input {name}") if isinstance(value, np.ndarray) else value
             for name, value in inputs.items()
         }
+        count = next(iter(values.values())).shape()[0]
+        if self.single and count > 1:
+            arrays = {name: np.array(value.numpy()) for name, value in values.items()}
+            return {name: self.put(array) for name, array in self.run(**arrays).items()}
         binding = self.runtime.io_binding()
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
@@ -110,10 +132,8 @@ class Session:
                 binding.bind_output(name, self.device, 0)
             else:
                 binding.bind_ortvalue_output(name, places[name])
-        try:
+        with self._telling(count):
             self.runtime.run_with_iobinding(binding, self._options(graph))
-        except _runtime_errors() as error:
-            raise self._failed(error) from error
         if places is not None:
             return places
         outputs = dict(zip(self.graph.outputs, binding.get_outputs(), strict=True))
@@ -152,8 +172,17 @@ class Session:
         options.add_run_config_entry("gpu_graph_id", str(-1 if graph is None else graph))
         return options
 
-    def _failed(self, error: Exception) -> ModelError:
-        return ModelError(f"{self.path}: {self.choice.provider} failed on it: {_brief(error)}")
+    @contextlib.contextmanager
+    def _telling(self, batch: int) -> Iterator[None]:
+        try:
+            yield
+        except runtime_errors() as error:
+            raise ProviderError(
+                f"{self.path}: {self.choice.provider} failed on it: {brief(error)}",
+                self.choice.word,
+                batch,
+                out_of_memory=is_memory(error),
+            ) from error
 
     def _check(self, name: str, value: Array) -> None:
         if not np.isfinite(value).all():
@@ -171,72 +200,42 @@ def _shapes(values: dict[str, Value]) -> object:
 def open_session(card: Card, role: str, settings: Settings) -> Session:
     """Load the graph of one role on the first provider that takes it, and compare it with the contract.
 
-    Raises ModelError if no provider takes it, or it is not the graph that the card promises.
+    The file is compared with its digest first. Raises ModelError if no provider takes it, or it is not the
+    graph that the card promises; ProviderError if there is not the memory for it.
     """
-    path, graph = card.path(role), CONTRACT[card.task][role]
+    graph = CONTRACT[card.task][role]
     failures: list[str] = []
-    for choice in choices(settings, exact=card.exact(role)):
+    for choice in choices_for(card, role, settings):
+        path = card.path(role, choice.variant)
+        card.verify(path.name)
         try:
-            runtime = _open(path, choice, settings)
-        except _NotTakenError as reason:
+            runtime, fixed, warnings = open_on(path, choice, settings, card, role)
+        except NotTakenError as reason:
             failures.append(str(reason))
             continue
         if problems := _compare(runtime, graph, card.input.size):
             raise ModelError(
                 "\n".join(f"{path}: {p} Export the model again, or correct its card." for p in problems)
             )
-        return Session(path, graph, replace(choice, warnings=(*choice.warnings, *failures)), runtime)
+        choice = replace(choice, warnings=(*choice.warnings, *failures, *warnings))
+        log.info("%s: %s runs on %s: %s", card.name, path.name, choice.provider, choice.reason)
+        return Session(path, graph, choice, runtime, fixed)
     raise ModelError(f"{path}: no provider takes this model: {'; '.join(failures)}. Export or copy it again.")
 
 
 def open_beside(session: Session, path: Path, graph: Graph, settings: Settings) -> Session:
     """The graph of the node itself in ``path`` (a sampler's update) on the provider of ``session``, in f32.
 
-    Raises ModelError if that provider does not take it.
+    Where that is TensorRT, on CUDA: the graph is small, and its values lie on the same device. Raises
+    ModelError if the provider does not take it.
     """
-    choice = replace(session.choice, precision="f32", warnings=())
+    provider = PROVIDERS["cuda"] if session.device == "cuda" else session.choice.provider
+    choice = replace(session.choice, provider=provider, precision="f32", warnings=(), variant=None)
     try:
-        return Session(path, graph, choice, _open(path, choice, settings), session.fixed)
-    except _NotTakenError as reason:
-        raise ModelError(
-            f"{path}: {reason}. Install pacs-node again, or correct infer.providers."
-        ) from reason
-
-
-class _NotTakenError(Exception):
-    """A provider does not run a graph; the text says which and why."""
-
-
-def _open(path: Path, choice: Choice, settings: Settings) -> Any:
-    """ONNX Runtime's session on exactly the chosen provider. Raises _NotTakenError."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads(settings)
-    options.log_severity_level = (
-        3  # what goes wrong comes as exceptions; the rest would go to stderr unbidden
-    )
-    word = next(w for w, name in PROVIDERS.items() if name == choice.provider)
-    try:
-        runtime = onnxruntime.InferenceSession(
-            path, options, providers=[(choice.provider, _provider_options(word, choice, settings))]
-        )
-        runtime.disable_fallback()
-    except _runtime_errors() as error:
-        raise _NotTakenError(f"the provider {word} did not take {path.name}: {_brief(error)}") from error
-    # ONNX Runtime falls back to its CPU provider by itself when, say, the CUDA libraries are not there.
-    if runtime.get_providers()[0] != choice.provider:
-        raise _NotTakenError(
-            f"the provider {word} could not be started, its libraries or its device are missing"
-        )
-    return runtime
-
-
-def _provider_options(word: str, choice: Choice, settings: Settings) -> dict[str, str]:
-    if word != "openvino":
-        return {}
-    plugin = {"INFERENCE_PRECISION_HINT": choice.precision, "INFERENCE_NUM_THREADS": threads(settings)}
-    return {"device_type": "CPU", "load_config": json.dumps({"CPU": plugin})}
+        runtime = start(path, choice, settings, provider_options(choice, settings, session.fixed))
+    except NotTakenError as reason:
+        raise ModelError(f"{path}: {reason}. Install pacs-node again.") from reason
+    return Session(path, graph, choice, runtime, session.fixed)
 
 
 def _compare(runtime: Any, graph: Graph, size: int) -> list[str]:
@@ -263,19 +262,3 @@ def _compare(runtime: Any, graph: Graph, size: int) -> list[str]:
                     f"but must be tensor(float) of {wanted}."
                 )
     return problems
-
-
-def _runtime_errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's exceptions, which have no common base of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    own = (
-        value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)
-    )
-    # RuntimeError and ValueError come from its Python layer, such as for a provider's wrong option.
-    return (*own, RuntimeError, ValueError)
-
-
-def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:299] + "…"

@@ -31,7 +31,7 @@ from pacs_node.infer import AnomalyResult, Card, Catalog, Finding, ImageResult, 
 from pacs_node.tasks import Task
 
 if TYPE_CHECKING:
-    from pacs_node.infer import Model
+    from pacs_node.infer.running import Model
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Analyst:
 
     def settings(self, task: Task) -> Settings:
         """How the configuration wants that task's model to run."""
-        return Settings.configured(self.config.infer, task)
+        return Settings.configured(self.config, task)
 
     def model(self, task: Task) -> Model:
         """The model of ``task``, loaded. Raises ModelError."""

@@ -108,7 +108,7 @@ def test_what_the_example_has_in_comments_is_valid_too() -> None:
     body = [line for line in body if not re.match(r"#   \S.*: ", line)]
     config = parse("\n".join(body), "example", ROOT, {})[0]
     assert [c.ae_title for c in config.receive.callers] == ["XRAY_1", "XRAY_2"]
-    assert config.infer.providers == ("cuda", "openvino", "cpu")
+    assert config.infer.providers == ("tensorrt", "cuda", "openvino", "cpu")
     assert config.infer.steps == Steps(bone_suppression=10, restoration=10)
     assert config.node.organisation == "St. Elsewhere"
     assert set(config.destinations) == {"PACS", "WEB", "ARCHIVE", "ORTHANC"}
