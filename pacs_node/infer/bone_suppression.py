@@ -48,7 +48,7 @@ class BoneSuppression:
         started = time.perf_counter()
         check_image(image)
         frame = Frame(image.shape[0], image.shape[1], self.card.input.size)
-        count = Count(self._diffusion.steps + 3, progress)
+        count = Count(self._diffusion.evaluations + 3, progress)
         scale = self.card.diffusion.latent_scale if self.card.diffusion else 1.0
 
         radiograph = self._encoder.run(image=encode(frame.to_square(image), self.card))["latent"]

@@ -12,6 +12,8 @@ measured at::
     qualification = "RESEARCH"          # or "PRODUCT"; DICOM Content Qualification (0018,9004)
     licence = "Apache-2.0"
     full_precision = ["decoder"]        # roles that lose by bf16 and always run in f32; optional
+    result = "subtract"                 # bone_suppression: image - (decode(z) - decode(soft)), or
+                                        # "replace": decode(soft), as BS-LDM and GL-LCM are published
 
     [files]                             # role -> file in this folder; the roles stand in contract.py
     encoder = "encoder.onnx"
@@ -26,17 +28,22 @@ measured at::
     range = [-1.0, 1.0]                 # what black and white of the image become
     channels = 1
     [diffusion]                         # bone_suppression and restoration
-    schedule = "squaredcos_cap_v2"      # = "cosine"; or "linear", "scaled_linear" with beta_start, beta_end
+    schedule = "squaredcos_cap_v2"      # = "cosine"; or "linear", "scaled_linear", "sigmoid" with beta_start,
+                                        # beta_end; "vp", "sub_vp": beta_min …; "ve", "ncsn": sigma_min …
     train_steps = 1000
-    prediction = "epsilon"              # or "v_prediction", "sample"
+    prediction = "epsilon"              # or "v_prediction", "sample", "score"
+    zero_terminal_snr = false           # whether the last level is noise alone
     latent_scale = 1.0                  # what the latent is multiplied by before it is noised
-    clip_start = 1.4                    # |clean| <= clip_start + clip_slope * t; left out: no limit
-    clip_slope = 0.003
-    [sampler]
-    name = "ddim"                       # or "ddpm"
+    clip_start = 1.4                    # |clean| <= clip_start + clip_slope * training steps walked so far;
+    clip_slope = 0.003                  # left out: no limit
+    [sampler]                           # the rest of its keys stands in tables.py
+    name = "ddim"                       # or "ddpm", "dpmpp_multistep", "lcm" … (sampling/ has them all)
     steps = 20
     eta = 0.0
-    spacing = "trailing"                # or "leading"
+    spacing = "trailing"                # or "leading", "linspace"
+    [local]                             # bone_suppression by GL-LCM: a second path sees the lungs alone, and
+    clip_start = 3.5                    # [files] has the role lungs
+    guidance = 3.0
     [anomaly]                           # anomaly
     finding = "…"
     code = { value = "…", scheme = "SCT", meaning = "…" }      # optional, the finding as a coded concept
@@ -64,19 +71,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, model_validator
 
 from pacs_node.errors import ModelError
 from pacs_node.infer import integrity
 from pacs_node.infer.contract import CONTRACT
+from pacs_node.infer.tables import Diffusion, Local, Part, Sampler, check_sampling
 from pacs_node.tasks import Task
 
 CARD = "card.toml"
@@ -92,6 +92,8 @@ _BEHAVIOUR = {
     "input",
     "diffusion",
     "sampler",
+    "local",
+    "result",
     "anomaly",
 }
 
@@ -101,12 +103,6 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]
 # Arithmetic other than the graphs' own f32.
 Variant = Literal["f16", "int8"]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-
-
-class Part(BaseModel):
-    """Base of the card and its tables: unknown keys and inexact types are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Input(Part):
@@ -121,38 +117,6 @@ class Input(Part):
         if not self.range[0] < self.range[1]:
             raise ValueError("range must rise, like [-1.0, 1.0]")
         return self
-
-
-class Diffusion(Part):
-    """[diffusion]: the noise that the model was trained against (see samplers.py for the equations)."""
-
-    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "cosine"] = Field(
-        description='the noise schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "cosine"'
-    )
-    train_steps: int = Field(
-        ge=2, le=100_000, description="the number of noise levels in training, such as 1000"
-    )
-    prediction: Literal["epsilon", "v_prediction", "sample"] = Field(
-        description='what the network predicts: "epsilon", "v_prediction" or "sample"'
-    )
-    beta_start: float = Field(1e-4, gt=0, lt=1, description="the first beta, between 0 and 1")
-    beta_end: float = Field(0.02, gt=0, lt=1, description="the last beta, between 0 and 1")
-    latent_scale: float = Field(1.0, gt=0, description="a positive factor on the latent")
-    clip_start: float | None = Field(
-        None, gt=0, description="the limit of the clean estimate at t = 0, positive"
-    )
-    clip_slope: float = Field(
-        0.0, ge=0, description="by how much the limit grows with each training step, 0 or more"
-    )
-
-
-class Sampler(Part):
-    """[sampler]: how the model samples unless the configuration says otherwise."""
-
-    name: Literal["ddim", "ddpm"] = Field(description='the sampler: "ddim" or "ddpm"')
-    steps: int = Field(ge=1, description="the number of sampling steps, 1 or more")
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise, 0 (none) to 1 (as DDPM)")
-    spacing: Literal["leading", "trailing"] = Field("trailing", description='"leading" or "trailing"')
 
 
 class Code(Part):
@@ -236,6 +200,8 @@ class Card(Part):
     input: Input = Field(description="a table [input]")
     diffusion: Diffusion | None = Field(None, description="a table [diffusion]")
     sampler: Sampler | None = Field(None, description="a table [sampler]")
+    local: Local | None = Field(None, description="a table [local]")
+    result: Literal["subtract", "replace"] = Field("subtract", description='"subtract" or "replace"')
     anomaly: AnomalyPart | None = Field(None, description="a table [anomaly]")
     training: Training = Field(description="a table [training]")
     figures: dict[str, Any] = Field(description="a table of measured values, with n and date")
@@ -246,6 +212,8 @@ class Card(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Card:
         roles = set(CONTRACT[self.task])
+        if self.local is None:
+            roles.discard("lungs")
         if set(self.files) != roles:
             raise ValueError(
                 f"[files] must name exactly {names(roles)} for {self.task}, not {names(self.files)}"
@@ -263,11 +231,10 @@ class Card(Part):
             raise ValueError(
                 f"{self.task} needs the tables {names(wanted)}, but the card has {names(present)}"
             )
-        if self.diffusion and self.sampler and self.sampler.steps > self.diffusion.train_steps:
-            raise ValueError(
-                f"sampler.steps is {self.sampler.steps}, more than diffusion.train_steps "
-                f"{self.diffusion.train_steps}; write fewer steps"
-            )
+        if self.task is not Task.BONE_SUPPRESSION and (self.local or self.result != "subtract"):
+            raise ValueError("[local] and result are for bone_suppression alone; leave them out")
+        if self.diffusion and self.sampler:
+            check_sampling(self.diffusion, self.sampler)
         return self
 
     @property

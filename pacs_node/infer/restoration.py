@@ -41,7 +41,7 @@ class Restoration:
         started = time.perf_counter()
         check_image(image)
         frame = Frame(image.shape[0], image.shape[1], self.card.input.size)
-        count = Count(self._diffusion.steps + 1, progress)
+        count = Count(self._diffusion.evaluations + 1, progress)
         given = encode(frame.to_square(image), self.card)
         clean = self._diffusion.sample(given, seed, count)
         difference = frame.to_native(decode_difference(clean - given, self.card))
