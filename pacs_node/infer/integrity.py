@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pacs_node.errors import ModelError
-from pacs_node.infer.external_data import external_files
+from pacs_node.infer.external_data import NotWholeError, external_files
 
 _REMEDY = "correct [digests] in card.toml and give the model a new version"
 
@@ -65,6 +65,13 @@ def _of_file(path: Path, digest: str, what: str = "") -> str | None:
     with path.open("rb") as file:
         found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest:
+        if path.suffix == ".onnx":
+            try:
+                external_files(path)
+            except NotWholeError as error:
+                return str(error)  # which says more than that it is another one
+            except ModelError:
+                pass
         return (
             f"{path}: the file's digest is {found}, the card says {digest}. Copy the file again; if the "
             f"change is meant, {_REMEDY}."

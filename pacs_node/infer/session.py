@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,13 @@ class Session:
         Raises ProviderError if the runtime fails, ModelError if an output holds NaN or infinity.
         """
         names = list(self.graph.outputs)
-        count = len(next(iter(inputs.values())))
+        count = self._count({name: array.shape for name, array in inputs.items()})
         if self.single and count > 1:
             parts = [self.run(**{n: a[i : i + 1] for n, a in inputs.items()}) for i in range(count)]
             return {name: np.concatenate([part[name] for part in parts]) for name in names}
         with self._telling(count):
             found = self.runtime.run(names, inputs, self._options(None))
+        self._complete({n: value.shape for n, value in zip(names, found, strict=True)}, count)
         for name, value in zip(names, found, strict=True):
             self._check(name, value)
         return dict(zip(names, found, strict=True))
@@ -119,7 +120,7 @@ class Session:
             name: self.put(value, f"input {name}") if isinstance(value, np.ndarray) else value
             for name, value in inputs.items()
         }
-        count = next(iter(values.values())).shape()[0]
+        count = self._count({name: value.shape() for name, value in values.items()})
         if self.single and count > 1:
             arrays = {name: np.array(value.numpy()) for name, value in values.items()}
             return {name: self.put(array) for name, array in self.run(**arrays).items()}
@@ -137,6 +138,7 @@ class Session:
         if places is not None:
             return places
         outputs = dict(zip(self.graph.outputs, binding.get_outputs(), strict=True))
+        self._complete({name: value.shape() for name, value in outputs.items()}, count)
         if self.fixed:
             self._outputs.setdefault(_shapes(values), []).append(outputs)
         return outputs
@@ -183,6 +185,25 @@ class Session:
                 batch,
                 out_of_memory=is_memory(error),
             ) from error
+
+    def _count(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """N, the number of images, of the inputs."""
+        return next((shapes[name][0] for name, dims in self.graph.inputs.items() if dims[0] == "N"), 1)
+
+    def _complete(self, shapes: Mapping[str, Sequence[int]], count: int) -> None:
+        """Raise ProviderError if an output is not as long as the inputs.
+
+        Of memory that it cannot get, the OpenVINO provider (1.24) says nothing: it gives no image at all.
+        """
+        for name, dims in self.graph.outputs.items():
+            if dims[0] == "N" and shapes[name][0] != count:
+                raise ProviderError(
+                    f"{self.path}: {self.choice.provider} gave {shapes[name][0]} of {count} images as "
+                    f"{name!r}, as it does when it runs out of memory",
+                    self.choice.word,
+                    count,
+                    out_of_memory=True,
+                )
 
     def _check(self, name: str, value: Array) -> None:
         if not np.isfinite(value).all():

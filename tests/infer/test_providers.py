@@ -78,6 +78,9 @@ ARITHMETIC = [
     ("openvino", "amx_bf16", (), False, "f32", "f32", ""),
     ("openvino", "", (), True, "bf16", "bf16", ""),
     ("openvino", "", ("int8",), False, "int8", "int8", ""),
+    ("openvino", "avx512_vnni", ("int8",), False, "auto", "int8", ""),
+    ("openvino", "avx512_vnni", ("int8",), True, "auto", "f32", ""),
+    ("openvino", "amx_bf16", ("int8",), False, "auto", "bf16", ""),
     ("openvino", "", ("f16",), False, "int8", "f32", "the model has no int8 graph"),
     ("openvino", "amx_bf16", ("f16",), False, "f16", "f32", "does not compute in"),
     ("cpu", "amx_bf16", (), False, "auto", "f32", ""),
@@ -112,13 +115,16 @@ def test_the_arithmetic(
     assert bool(told) == bool(choice.warnings)
 
 
-def test_the_options_of_each_provider(tmp_path: Path) -> None:
+def test_the_options_of_each_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def options(word: str, precision: Any, **more: Any) -> dict[str, Any]:
         return provider_options(Choice(providers.PROVIDERS[word], precision, ""), Settings(threads=2), **more)
 
     plugin = json.loads(options("openvino", "bf16")["load_config"])["CPU"]
     assert (plugin["INFERENCE_PRECISION_HINT"], plugin["INFERENCE_NUM_THREADS"]) == ("bf16", "2")
-    assert json.loads(options("openvino", "int8")["load_config"])["CPU"]["INFERENCE_PRECISION_HINT"] == "f32"
+    for flag, hint in (("avx512_bf16", "bf16"), ("avx512_vnni", "f32")):
+        monkeypatch.setattr(providers, "processor_flags", lambda flag=flag: frozenset({flag}))
+        rest = json.loads(options("openvino", "int8")["load_config"])["CPU"]["INFERENCE_PRECISION_HINT"]
+        assert rest == hint  # of what the int8 graph leaves in floating point
     assert options("cuda", "f32", fixed=True)["enable_cuda_graph"] == "1"
     assert (options("cuda", "f32")["use_tf32"], options("cuda", "f16")["use_tf32"]) == ("0", "1")
     assert "trt_engine_cache_enable" not in options("tensorrt", "f32")
