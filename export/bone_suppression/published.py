@@ -28,7 +28,7 @@ SIZE = 1024
 
 @dataclass(frozen=True)
 class Published:
-    """One published system. ``diffusion``, ``sampler``, ``local``: tables of the card (pacs_node.infer.cards).
+    """One published system. ``diffusion``, ``sampler`` and ``local`` are tables of its card.
 
     ``local`` is None without a path of its own for the lungs.
     """
@@ -42,8 +42,8 @@ class Published:
     local: Mapping[str, Any] | None = None
 
 
-#: The limit on the clean estimate grows by 0.003 with each of the 1000 steps (config.clip_rate). The code gives
-#: beta_start and beta_end, too, which the schedule squaredcos_cap_v2 does not use.
+#: The limit on the clean estimate grows by 0.003 with each of the 1000 steps (config.clip_rate). The code
+#: gives beta_start and beta_end, too, which the schedule squaredcos_cap_v2 does not use.
 BS_LDM = Published(
     title="BS-LDM",
     source="github.com/diaoquesang/BS-LDM",
@@ -59,8 +59,8 @@ BS_LDM = Published(
     sampler={"name": "ddpm", "steps": 1000, "spacing": "leading"},
 )
 
-#: The limits grow by 0.025 with each of 50 steps, which is every 20th of 1000: 0.00125 a training step. They are
-#: the authors' for SZCH-X-Rays; for JSRT they start from 1.7 (image) and 3 (lungs).
+#: The limits grow by 0.025 with each of 50 steps, which is every 20th of 1000: 0.00125 a training step. They
+#: are the authors' for SZCH-X-Rays; for JSRT they start from 1.7 (image) and 3 (lungs).
 GL_LCM = Published(
     title="GL-LCM",
     source="github.com/diaoquesang/GL-LCM",

@@ -19,10 +19,10 @@ from torch.nn import functional as F  # noqa: N812
 class Shape:
     """The full-size network by default.
 
-    ``width`` times ``multipliers`` are the channels of the levels, each with ``blocks`` residual blocks on the
-    way down and one more on the way up; ``attention``: the downsampling factors with attention of ``heads``
-    heads (the middle always has it). ``new_attention_order``: whether queries, keys and values are told apart
-    before the heads (GL-LCM) or after (BS-LDM). ``groups``: of the group normalisations.
+    ``width`` times ``multipliers`` are the channels of the levels, each with ``blocks`` residual blocks on
+    the way down and one more on the way up; ``attention``: the downsampling factors with attention of
+    ``heads`` heads (the middle always has it). ``new_attention_order``: whether queries, keys and values are
+    told apart before the heads (GL-LCM) or after (BS-LDM). ``groups``: of the group normalisations.
     """
 
     inputs: int = 8
@@ -36,10 +36,14 @@ class Shape:
     groups: int = 32
 
 
+def time_rates(width: int) -> Tensor:
+    """Radians a time step, falling from 1 to 1/10,000 (width / 2,)."""
+    return torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2))
+
+
 def time_embedding(timestep: Tensor, width: int) -> Tensor:
-    """(N,) -> (N, width): cosines, then sines, of periods from 2 pi to 20,000 pi."""
-    rates = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=timestep.device) / (width // 2))
-    angles = timestep[:, None].float() * rates
+    """(N,) -> (N, width): cosines, then sines."""
+    angles = timestep[:, None].float() * time_rates(width).to(timestep.device)
     return torch.cat((angles.cos(), angles.sin()), dim=1)
 
 
@@ -90,8 +94,7 @@ class Attention(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        places = x.flatten(2)
-        mixed = self.qkv(self.norm(places))
+        mixed = self.qkv(self.norm(x).flatten(2))
         if self.new_order:
             parts = mixed.unflatten(1, (3, self.heads, -1)).transpose(1, 2)
         else:
@@ -161,7 +164,11 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        time = self.time_embed(time_embedding(timestep, self.shape.width))
+        return self.denoise(x, time_embedding(timestep, self.shape.width))
+
+    def denoise(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """``forward`` given the time steps' embedding (N, width)."""
+        time = self.time_embed(embedding)
         passed_on = []
         for block in self.input_blocks:
             x = block(x, time)

@@ -1,7 +1,7 @@
-"""Weights that anyone can make again from the parameters' names alone, and outputs brought down to a few numbers.
+"""Weights that anyone can make again from the parameters' names alone; outputs brought down to a few numbers.
 
-The golden values of fixtures/published.json were made with these two functions' text outside the project, on
-the authors' modules.
+The golden values of fixtures/published.json were made with these functions outside the project, on the
+authors' modules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 of ``shape``: uniform, of the variance that keeps activations as they are; about 1 for factors."""
+    """float32 of ``shape``: uniform, with the variance that keeps activations sane; about 1 for factors."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
     drawn = np.random.Generator(np.random.PCG64(seed)).random(shape, np.float32) * 2 - 1
     if len(shape) > 1:
