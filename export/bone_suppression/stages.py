@@ -12,14 +12,9 @@ from export.bone_suppression.features import features
 from export.bone_suppression.losses import vgg16
 from export.bone_suppression.pairs import IMAGES, SOFT, is_dicom
 from export.bone_suppression.recipes import System
-from export.bone_suppression.train import (
-    AUTOENCODER,
-    DENOISER,
-    AutoencoderTraining,
-    DenoiserTraining,
-    load_autoencoder,
-    train,
-)
+from export.bone_suppression.train import AUTOENCODER, DENOISER, load_autoencoder, train
+from export.bone_suppression.train_autoencoder import AutoencoderTraining
+from export.bone_suppression.train_denoiser import DenoiserTraining
 from export.devices import Place
 from export.training import say
 

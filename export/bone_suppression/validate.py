@@ -14,7 +14,8 @@ from torch import Tensor
 
 from export.bone_suppression.data import Squares, draw
 from export.bone_suppression.metrics import measures, psnr, ssim
-from export.bone_suppression.train import AutoencoderTraining, DenoiserTraining
+from export.bone_suppression.train_autoencoder import AutoencoderTraining
+from export.bone_suppression.train_denoiser import DenoiserTraining
 from export.training import say
 
 #: Side of a picture's tiles in pixels; how many rows it has; how much stronger differences are shown.

@@ -19,7 +19,8 @@ from export.bone_suppression.features import features
 from export.bone_suppression.pairs import digest
 from export.bone_suppression.reading import square
 from export.bone_suppression.recipes import SYSTEMS, System
-from export.bone_suppression.train import AutoencoderTraining, DenoiserTraining
+from export.bone_suppression.train_autoencoder import AutoencoderTraining
+from export.bone_suppression.train_denoiser import DenoiserTraining
 from export.devices import HERE, Place, place
 from pacs_node.phantom import Phantom
 
