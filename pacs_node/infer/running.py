@@ -132,13 +132,14 @@ class Model:
 
 @contextmanager
 def _one_at_a_time(sessions: Sequence[Session]) -> Iterator[None]:
+    before = [session.single for session in sessions]
     for session in sessions:
         session.single = True
     try:
         yield
     finally:
-        for session in sessions:
-            session.single = False
+        for session, single in zip(sessions, before, strict=True):
+            session.single = single
 
 
 def _with_warning(result: Result, warning: str) -> Result:

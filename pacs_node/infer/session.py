@@ -52,7 +52,8 @@ _MAX_GRAPHS = 16
 class Session:
     """An ONNX graph ready to run, made by ``open_session``. For one thread at a time.
 
-    ``single``: whatever comes in, the graph is run on one image at a time, by way of the host.
+    ``single``: whatever comes in, the graph is run on one image at a time, by way of the host. On OpenVINO
+    that is always so.
     ``fixed``: ``bound`` gives its outputs in the same two sets of places in turn, as a CUDA graph, which
     replays its addresses, needs it. A value that ``bound`` gave is then overwritten by the next but one call.
     """
@@ -240,7 +241,7 @@ def open_session(card: Card, role: str, settings: Settings) -> Session:
             )
         choice = replace(choice, warnings=(*choice.warnings, *failures, *warnings))
         log.info("%s: %s runs on %s: %s", card.name, path.name, choice.provider, choice.reason)
-        return Session(path, graph, choice, runtime, fixed)
+        return Session(path, graph, choice, runtime, fixed, single=choice.word == "openvino")
     raise ModelError(f"{path}: no provider takes this model: {'; '.join(failures)}. Export or copy it again.")
 
 
