@@ -19,12 +19,12 @@ from pacs_node.infer import AnomalyResult, ImageResult, make, nvidia
 from pacs_node.infer.cards import CARD, Card, Variant, read_card
 from pacs_node.infer.catalog import Catalog
 from pacs_node.infer.providers import Settings, available
-
-SMOKE_STEPS = 2
+from pacs_node.infer.sampling.rules import fewest_steps
+from pacs_node.infer.tables import asked_for
 
 
 def try_out(card: Card, settings: Settings) -> AnomalyResult | ImageResult:
-    """Verify the model's files and run it, in two sampling steps, on a drawn image of 600 x 500 pixels.
+    """Verify the model's files and run it, in few sampling steps, on a drawn image of 600 x 500 pixels.
 
     Raises ModelError if a file is missing or altered, the graphs are not what the card says, or a result is
     not finite. Says nothing of the model's quality.
@@ -84,8 +84,9 @@ def build(card: Card, settings: Settings) -> AnomalyResult | ImageResult:
 
 
 def _run(card: Card, settings: Settings) -> AnomalyResult | ImageResult:
-    if card.sampler is not None:
-        settings = replace(settings, steps=min(SMOKE_STEPS, card.sampler.steps))
+    if card.sampler is not None and card.diffusion is not None:
+        sampler = asked_for(card.sampler, settings.sampler, settings.steps)
+        settings = replace(settings, steps=fewest_steps(sampler, card.diffusion))
     return make(card, settings)(_drawn_image(), Conditions(50.0, "F", "PA"), 0)
 
 

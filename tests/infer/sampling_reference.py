@@ -12,7 +12,7 @@ import numpy as np
 
 from pacs_node.infer.sampling.noise import Level, Noise
 from pacs_node.infer.sampling.plans import plan
-from pacs_node.infer.sampling.step import COEFFICIENTS, Plan, Step, limit
+from pacs_node.infer.sampling.step import COEFFICIENTS, Plan, Step
 from pacs_node.infer.tables import Diffusion, Sampler
 
 MEAN, STD = 0.7, 0.3
@@ -66,9 +66,9 @@ def walk(
     return seen
 
 
-def thresholding(diffusion: Diffusion) -> Callable[[Step], float]:
-    """The bound of each step by the card's clip_start and clip_slope."""
-    return lambda step: limit(step, diffusion.train_steps, diffusion.clip_start, diffusion.clip_slope)
+def diffusion(schedule: str, **keys: object) -> Diffusion:
+    """A model of 1000 levels that predicts epsilon, unless said otherwise."""
+    return Diffusion(**{"schedule": schedule, "train_steps": 1000, "prediction": "epsilon", **keys})
 
 
 def make(
@@ -78,11 +78,9 @@ def make(
     diffusion_keys = {key: value for key, value in keys.items() if key in Diffusion.model_fields}
     sampler_keys = {key: value for key, value in keys.items() if key in Sampler.model_fields}
     assert len(diffusion_keys) + len(sampler_keys) == len(keys)
-    settings = {"train_steps": 1000, **diffusion_keys}
-    diffusion = Diffusion(schedule=schedule, prediction=prediction, **settings)
-    table = Sampler(name=sampler, steps=steps, **sampler_keys)
-    noise = Noise(diffusion)
-    return noise, plan(noise, table, steps), diffusion
+    table = diffusion(schedule, prediction=prediction, **diffusion_keys)
+    noise = Noise(table)
+    return noise, plan(noise, Sampler(name=sampler, steps=steps, **sampler_keys), steps), table
 
 
 def tell(clean: np.ndarray, x: np.ndarray, level: Level, kind: str) -> np.ndarray:

@@ -26,7 +26,8 @@ def with_lungs(make_model: MakeModel, folder: str = "local", **replace: str) -> 
     """tiny-bone with a local path limited to LOCAL_LIMIT, sampled by LCM; ``replace`` goes into the card."""
     changes = {
         'encoder = "encoder.onnx"': 'encoder = "encoder.onnx"\nlungs = "lungs.onnx"',
-        '[sampler]\nname = "ddim"': f'[local]\nclip_start = {LOCAL_LIMIT}\nguidance = 1.0\n\n[sampler]\nname = "lcm"',
+        '[sampler]\nname = "ddim"': f"[local]\nclip_start = {LOCAL_LIMIT}\nguidance = 1.0\n\n"
+        '[sampler]\nname = "lcm"',
         'licence = "Apache-2.0"': 'licence = "Apache-2.0"\nresult = "replace"',
     }
     return make_model(

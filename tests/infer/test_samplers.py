@@ -8,23 +8,18 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from sampling_reference import MEAN, STD, gaussian, make, normal, walk
+from sampling_reference import MEAN, STD, diffusion, gaussian, make, normal, tell, walk
 
 from pacs_node.infer.sampling import spacing
 from pacs_node.infer.sampling.noise import Level, Noise, alpha_bar
-from pacs_node.infer.sampling.rules import FAMILIES
-from pacs_node.infer.sampling.step import Plan
-from pacs_node.infer.tables import Diffusion, ScheduleName
+from pacs_node.infer.sampling.rules import FAMILIES, trouble
+from pacs_node.infer.sampling.step import Plan, limit
+from pacs_node.infer.tables import Diffusion, Sampler, ScheduleName
 from pacs_node.tasks import SamplerName
 
 SCHEDULES, SAMPLERS = get_args(ScheduleName), get_args(SamplerName)
-ODE = ["ddim", "euler", "heun", "dpmpp_multistep", "dpmpp_singlestep", "probability_flow"]
 #: VE wide enough that the start forgets the data; NCSN with small steps from level to level.
 WIDE = {"sigma_min": 0.01, "sigma_max": 20.0}
-
-
-def diffusion(schedule: str, **keys: object) -> Diffusion:
-    return Diffusion(**{"schedule": schedule, "train_steps": 1000, "prediction": "epsilon", **keys})
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "cosine", "sigmoid"])
@@ -301,3 +296,50 @@ def test_a_corrector_takes_out_what_a_coarse_predictor_leaves() -> None:
         draws = (normal(shape, 100 + i) for i in range(len(plan)))
         errors.append(abs(walk(plan, "score", gaussian("score"), normal(shape, 1), draws)[-1].std() - STD))
     assert errors[1] < 0.5 * errors[0], errors
+
+
+def test_the_limit_grows_on_the_way_to_the_clean_end() -> None:
+    """BS-LDM's thresholding, 1.4 + 0.003 j at the j-th of 1000 steps.
+
+    GL-LCM's, 2 + 0.025 j at the j-th of 50.
+    """
+    _, plan, table = make("ddpm", 1000, "cosine", clip_start=1.4, clip_slope=0.003)
+    bounds = [limit(step, 1000, table.clip_start, table.clip_slope) for step in plan]
+    assert bounds == pytest.approx([1.4 + 0.003 * j for j in range(1000)])
+    _, plan, table = make("lcm", 50, "scaled_linear", clip_start=2.0, clip_slope=0.025 / 20)
+    bounds = [limit(step, 1000, table.clip_start, table.clip_slope) for step in plan]
+    assert bounds == pytest.approx([2 + 0.025 * j for j in range(50)])
+    assert limit(plan.steps[0], 1000, None, 1.0) == math.inf
+    # In continuous time too: from its start at 1 to sampling_eps, as far as the levels.
+    _, plan, _ = make("euler_maruyama", 100, "vp")
+    assert [limit(plan.steps[i], 1000, 1.0, 0.001) for i in (0, -1)] == pytest.approx([1.0, 1.999])
+
+
+def test_the_last_step_is_the_clean_estimate() -> None:
+    """Whatever the sampler: no noise is left, and none is added."""
+    for schedule, name in itertools.product(("linear", "vp", "sub_vp", "ve", "ncsn"), SAMPLERS):
+        model = diffusion(schedule, train_steps=50, **WIDE)
+        table = Sampler(name=name, steps=6, langevin_steps=2)
+        if trouble(model, table, 6):
+            continue
+        _, plan, _ = make(name, 6, schedule, train_steps=50, langevin_steps=2, **WIDE)
+        last = plan.steps[-1]
+        assert not last.random
+        if name in ("euler_maruyama", "reverse_diffusion", "ancestral", "lcm"):
+            # The mean of a step as small as the discretisation has it; the boundary's skip, 1e-8.
+            assert last.clean * MEAN + last.noisy * MEAN == pytest.approx(MEAN, rel=0.02)
+        else:
+            assert (last.clean, last.noisy, last.base, last.last) == pytest.approx((1, 0, 0, 0), abs=1e-12)
+
+
+def test_the_predictions_are_one_thing_told_in_four_ways() -> None:
+    ends = []
+    for kind in ("epsilon", "v_prediction", "sample", "score"):
+        _, plan, _ = make("dpmpp_multistep", 20, "scaled_linear", kind, order=3)
+        ends.append(walk(plan, kind, gaussian(kind), normal((1, 1, 5, 5), 1))[-1])
+    for end in ends[1:]:
+        np.testing.assert_allclose(end, ends[0], atol=1e-10)
+    level = Level(3, 3, 0.6, 0.8)
+    assert tell(np.float64(2.0), np.float64(2.0), level, "v_prediction") == pytest.approx(
+        0.6 * 1.0 - 0.8 * 2.0
+    )

@@ -30,7 +30,8 @@ Network = Callable[[Value, float], Value]
 Update = Callable[..., dict[str, Value]]
 
 UPDATE = Path(__file__).parent / "update.onnx"
-_LATENT = ("N", "C", "h", "w")
+# L, not the N of the models' graphs: sessions may run those one image at a time, but lanes stay together.
+_LATENT = ("L", "C", "h", "w")
 _PATHS = ("P", "1", "1", "1")
 UPDATE_GRAPH = Graph(
     {

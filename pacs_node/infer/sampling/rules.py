@@ -65,11 +65,10 @@ def trouble(diffusion: Diffusion, sampler: Sampler, steps: int) -> Trouble | Non
     return _model(diffusion) or _match(diffusion, sampler) or _count(diffusion, sampler, steps)
 
 
-def fewest_steps(sampler: Sampler) -> int:
-    """The smallest number of steps that the sampler can do, for a trial."""
-    if sampler.name in _DPM:
-        return max(2, sampler.order)
-    return 2
+def fewest_steps(sampler: Sampler, diffusion: Diffusion) -> int:
+    """A small number of steps that the sampler can do, for a trial; its own if it is none of them."""
+    few = (count for count in range(2, sampler.steps) if trouble(diffusion, sampler, count) is None)
+    return next(few, sampler.steps)
 
 
 def _model(diffusion: Diffusion) -> Trouble | None:
@@ -136,7 +135,7 @@ def _match(diffusion: Diffusion, sampler: Sampler) -> Trouble | None:
 
 def _count(diffusion: Diffusion, sampler: Sampler, steps: int) -> Trouble | None:
     name, trained = sampler.name, diffusion.train_steps
-    if steps > trained and diffusion.schedule not in CONTINUOUS:
+    if steps > trained and name not in _SDE:
         return Trouble(
             f"{steps} sampling steps are asked for, but the model was trained with {trained}", "Ask for fewer"
         )
@@ -165,6 +164,14 @@ def _count(diffusion: Diffusion, sampler: Sampler, steps: int) -> Trouble | None
     elif name in _SDE or name == "langevin":
         if steps < 2:
             return Trouble(f"{name} needs at least 2 steps", "Ask for more")
+        # They take 1 - beta of a Markov chain of so many steps.
+        chain = name == "ancestral" or (name == "reverse_diffusion" and diffusion.schedule == "vp")
+        corrected = name != "probability_flow" and sampler.corrector_steps
+        if diffusion.schedule in ("vp", "sub_vp") and (chain or corrected) and steps <= diffusion.beta_max:
+            return Trouble(
+                f"{name} needs more than {diffusion.beta_max:g} steps (beta_max), not {steps}",
+                'Ask for more, or use the sampler "ddim"',
+            )
     elif steps == 1 and sampler.spacing != "trailing":
         return Trouble(
             f"one step with {sampler.spacing} spacing would start from the level of least noise",
