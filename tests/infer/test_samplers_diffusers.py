@@ -18,8 +18,8 @@ from sampling_reference import make, normal, walk
 
 from pacs_node.infer.sampling.noise import Noise, alpha_bar
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
+torch = pytest.importorskip("torch", reason="the torch side (make test-all)")
+diffusers = pytest.importorskip("diffusers", reason="the oracles (make test-all)")
 # Of torch tensors that diffusers makes arrays of.
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")]
 

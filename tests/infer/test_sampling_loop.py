@@ -52,8 +52,9 @@ def single(step: Step, kind: str) -> np.ndarray:
     return step.coefficients(kind).astype(np.float32)
 
 
+@pytest.mark.torch
 def test_the_committed_graph_is_the_one_that_its_script_makes() -> None:
-    pytest.importorskip("onnx")
+    pytest.importorskip("onnx", reason="the torch side (make test-all)")
     from export.update_graph import model
 
     assert model().SerializeToString(deterministic=True) == UPDATE.read_bytes()
