@@ -54,7 +54,10 @@ class AutoencoderRecipe(Recipe):
     ``opponent_width``: channels of the discriminator's first layer; ``opponent_from``: the iteration from
     which it takes part. The first ``unquantised`` iterations pass without codes, which are then chosen among
     the latents: codes chosen before the latents have spread collapse. Codes that fewer than ``revive``
-    latents a batch take, on average, start again at latents of the batch. The authors do neither.
+    latents a batch take, on average, start again at latents of the batch. ``raw``: share of the iterations
+    that pass without codes for good, so that the decoder takes latents as they are, too. ``bones``: weight of
+    the error of the difference that a pair's two decoded images have, which is what is subtracted from a
+    radiograph; samples are whole pairs then. The authors do none of this.
     """
 
     l1: float = 1.0
@@ -68,6 +71,8 @@ class AutoencoderRecipe(Recipe):
     opponent_from: int = 0
     unquantised: int = 0
     revive: float = 0.0
+    raw: float = 0.0
+    bones: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,8 @@ class DenoiserRecipe(Recipe):
     """Latent diffusion. ``error``: "l2" or "l1" of what is predicted; ``offset_noise``: noise constant over a
     channel's plane, as a share of the rest; ``late``: share of the samples drawn from the tenth of the levels
     with the most noise, where few-step sampling does most of its work; ``quantised``: whether the diffusion
-    works on latents after quantisation, and decodes what it made without it; ``steps``: of the validation's
-    sampling.
+    works on latents after quantisation; ``requantised``: whether what it made is quantised before it is
+    decoded; ``steps``: of the validation's sampling.
     """
 
     epochs: int = 2500
@@ -89,6 +94,7 @@ class DenoiserRecipe(Recipe):
     offset_noise: float = 0.1
     late: float = 0.0
     quantised: bool = True
+    requantised: bool = False
     steps: int = 10
 
 
@@ -211,7 +217,7 @@ _SMALL = System(
     "small",
     1024,
     vqgan.Shape(channels=(32, 64, 128), residual=32, decay=0.99),
-    unet.Shape(outputs=4, width=64, multipliers=(1, 2, 3), blocks=2, attention=(4,), heads=4),
+    unet.Shape(outputs=4, width=32, multipliers=(1, 2, 4, 4), blocks=2, attention=(8,), heads=4, groups=16),
     vqgan.MLVQGAN,
     unet.UNet,
     {
@@ -234,6 +240,8 @@ _SMALL = System(
         opponent_from=1000,
         unquantised=250,
         revive=0.3,
+        raw=0.5,
+        bones=1.0,
     ),
     DenoiserRecipe(
         batch=8,
@@ -241,7 +249,7 @@ _SMALL = System(
         warm_up=50,
         milestones=(),
         clip=1.0,
-        crop=512,
+        crop=256,
         varied=True,
         error="l1",
         late=0.3,
@@ -270,8 +278,8 @@ SYSTEMS = {
         make_autoencoder=present.Autoencoder,
         make_denoiser=present_denoiser.Denoiser,
         # Its quantiser does both by itself.
-        autoencoder=replace(_SMALL.autoencoder, crop=192, unquantised=0, revive=0.0),
-        denoiser=replace(_SMALL.denoiser, crop=256),
+        autoencoder=replace(_SMALL.autoencoder, crop=192, unquantised=0, revive=0.0, raw=0.0),
+        denoiser=replace(_SMALL.denoiser, requantised=True),
         denoise=apart,
     ),
 }

@@ -24,13 +24,13 @@ AUTOENCODER, DENOISER = "autoencoder.pt", "denoiser.pt"
 
 @dataclass(frozen=True)
 class Item:
-    """What one sample shows: a pair (or a radiograph alone), masked by its lungs or not; of the autoencoder's
-    samples, which ``plane``.
+    """What one sample shows: a pair (or a radiograph alone), masked by its lungs or not; which ``plane``
+    alone, if not both.
     """
 
     squares: Squares
     masked: bool = False
-    plane: int = 0
+    plane: int | None = None
 
 
 def items(recipe: Recipe, pairs: Sequence[Squares]) -> list[Item]:
@@ -85,7 +85,7 @@ def trainer(
         seed=recipe.seed,
         milestones=plan(recipe, count)[1],
         settings=settings,
-        fixed=("network", "diffusion", "quantised"),
+        fixed=("network", "diffusion", "quantised", "requantised"),
         place=place,
         **more,
     )

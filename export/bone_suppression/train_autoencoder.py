@@ -47,7 +47,7 @@ def revive(codes: Quantiser, latent: Tensor, least: float) -> None:
 
 
 class AutoencoderTraining:
-    """ML-VQGAN on single images: either one of a pair, or a radiograph without a twin."""
+    """ML-VQGAN on images: either one of a pair, or both if their difference counts, or a radiograph alone."""
 
     def __init__(
         self,
@@ -61,7 +61,8 @@ class AutoencoderTraining:
     ) -> None:
         self.system, self.place, self.recipe = system, place, system.autoencoder
         both = items(self.recipe, pairs)
-        self.items = [Item(i.squares, i.masked, plane) for plane in range(2) for i in both]
+        planes = (None,) if self.recipe.bones else (0, 1)
+        self.items = [Item(i.squares, i.masked, plane) for plane in planes for i in both]
         self.items += [Item(s) for s in others]
         self.order = Order(len(self.items), self.recipe.batch, self.recipe.seed)
         self.trainer = trainer(
@@ -80,11 +81,18 @@ class AutoencoderTraining:
         )
 
     def sample(self, iteration: int, index: int) -> Tensor:
-        """(1, crop, crop) in [-1, 1]."""
+        """(1 or 2, 1, crop, crop) in [-1, 1]: an image, or a pair (of a radiograph alone, two parts)."""
         item = self.items[self.order(iteration, index)]
         rng = np.random.default_rng((self.recipe.seed, iteration, index))
-        drawn = draw(item.squares, rng, crop=self.recipe.crop, varied=self.recipe.varied, masked=item.masked)
-        return drawn[item.plane]
+
+        def drawn() -> list[Tensor]:
+            recipe = self.recipe
+            return draw(item.squares, rng, crop=recipe.crop, varied=recipe.varied, masked=item.masked)
+
+        if not self.recipe.bones:
+            return drawn()[item.plane or 0][None]
+        images = drawn()
+        return torch.stack(images if len(images) == 2 else images + drawn())
 
     def terms(self, image: Tensor, decoded: Tensor, quantisation: Tensor) -> dict[str, Tensor]:
         """The weighted terms of the loss but the adversary's."""
@@ -96,6 +104,9 @@ class AutoencoderTraining:
             found["l2"] = recipe.l2 * F.mse_loss(decoded, image)
         if recipe.ms_ssim:
             found["ms_ssim"] = recipe.ms_ssim * (1 - ms_ssim(decoded, image).mean())
+        if recipe.bones:
+            both, made = (i.unflatten(0, (-1, 2)) for i in (image, decoded))
+            found["bones"] = recipe.bones * F.l1_loss(made[:, 0] - made[:, 1], both[:, 0] - both[:, 1])
         if self.perceptual is not None:
             with self.place.autocast():
                 found["perceptual"] = recipe.perceptual * self.perceptual(decoded, image)
@@ -104,16 +115,16 @@ class AutoencoderTraining:
     def step(self) -> dict[str, float]:
         """One update of the autoencoder and of its opponent; returns the weighted terms."""
         trainer, recipe = self.trainer, self.recipe
-        trainer.rng()
+        chance = trainer.rng().random()
         model, opponent = trainer.parts["model"], trainer.parts.get("opponent")
         if trainer.iteration < recipe.opponent_from:
             opponent = None
-        quantised = trainer.iteration >= recipe.unquantised
+        quantised = trainer.iteration >= recipe.unquantised and chance >= recipe.raw
         report: dict[str, float] = {}
         share = 1 / recipe.accumulate
         for number, samples in enumerate(self.feed(trainer.iteration), 1):
             last = number == recipe.accumulate
-            image = torch.stack(samples).to(self.place.device, memory_format=torch.channels_last)
+            image = torch.cat(samples).to(self.place.device, memory_format=torch.channels_last)
             with model.portion(last=last):
                 with self.place.autocast():
                     decoded, quantisation, latent = model.call(image, quantised)

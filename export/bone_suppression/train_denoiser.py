@@ -88,7 +88,7 @@ class DenoiserTraining:
     def decode(self, latent: Tensor) -> Tensor:
         """Images in [-1, 1] of latents that are not scaled."""
         with self.place.autocast():
-            back = self.autoencoder.decoder if self.recipe.quantised else self.autoencoder.decode
+            back = self.autoencoder.decode if self.recipe.requantised else self.autoencoder.decoder
             return back(latent).float()
 
     def sample(self, iteration: int, index: int) -> tuple[int, list[Tensor], int, Tensor]:

@@ -40,7 +40,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Squares]:
-    return small.pairs()
+    return small.pairs(small.planes())
 
 
 def mean(reports: list[dict[str, float]], name: str) -> float:
@@ -93,13 +93,14 @@ def test_a_resumed_training_is_the_same_bit_by_bit(tmp_path: Path, pairs: list[S
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    out = tmp_path / "two.pt"
+def test_two_processes_train_as_one_does(tmp_path: Path, pairs: list[Squares]) -> None:
+    planes, out = tmp_path / "planes.npy", tmp_path / "two.pt"
+    np.save(planes, np.stack([p.planes for p in pairs]))
     root = Path(__file__).resolve().parent.parent.parent
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"),
-            *(str(Path(small.__file__)), str(out)),
+            *(small.__file__, str(planes), str(out)),
         ],
         check=True,
         timeout=240,
@@ -108,7 +109,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     )
     two = torch.load(out, weights_only=True)
     assert two.pop("world") == 2
-    one = small.several_steps(Place())
+    one = small.several_steps(Place(), pairs)
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert torch.allclose(value.float(), two[name].float(), rtol=1e-3, atol=2e-4), name
@@ -148,7 +149,13 @@ def test_variation_changes_bones_and_tone_but_nothing_outside_the_bones(pairs: l
 
 def test_masked_samples_are_black_outside_the_lungs(pairs: list[Squares]) -> None:
     training = small.autoencoder(small.system(masked=True), pairs)
-    assert Counter(item.masked for item in training.items) == {True: 6, False: 6}
+    assert Counter(item.masked for item in training.items) == {True: 3, False: 3}
+    alone = small.autoencoder(small.system(masked=True, bones=0.0), pairs)
+    assert Counter((item.masked, item.plane) for item in alone.items) == dict.fromkeys(
+        [(True, 0), (True, 1), (False, 0), (False, 1)], 3
+    )
+    assert alone.sample(0, 0).shape == (1, 1, 48, 48)
+    assert training.sample(0, 0).shape == (2, 1, 48, 48)
     whole, masked = (draw(pairs[0], np.random.default_rng(0), masked=m)[0][0].numpy() for m in (False, True))
     lungs = pairs[0].planes[2] == 65535
     assert (masked[pairs[0].planes[2] == 0] == -1).all()

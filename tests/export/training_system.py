@@ -1,14 +1,13 @@
 """A system small enough to train in a test, its pairs, and a few steps of it; run by torchrun too.
 
-``torchrun --nproc-per-node 2 tests/export/training_system.py OUT`` trains both stages by all processes and
-writes what the first one has then.
+``torchrun --nproc-per-node 2 tests/export/training_system.py PLANES OUT`` trains both stages by all processes
+and writes what the first one has then.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,16 +43,20 @@ def system(**changes: object) -> System:
     )
 
 
-def pairs(count: int = 3) -> list[Squares]:
-    """Phantoms with their lungs."""
-    found = []
-    for seed in range(count):
-        shown = Phantom(seed).render(SIDE)
-        planes = (shown.radiograph, shown.soft_tissue, shown.lung_mask.astype(np.float32))
-        found.append(
-            Squares(f"phantom/{seed}", digest(str(seed)), np.stack([square(p, SIDE) for p in planes]))
-        )
-    return found
+def planes(count: int = 3) -> np.ndarray:
+    """(count, 3, SIDE, SIDE) uint16: phantoms with their lungs."""
+    shown = [Phantom(seed).render(SIDE) for seed in range(count)]
+    return np.stack(
+        [
+            [square(p.astype(np.float32), SIDE) for p in (s.radiograph, s.soft_tissue, s.lung_mask)]
+            for s in shown
+        ]
+    )
+
+
+def pairs(all_: np.ndarray) -> list[Squares]:
+    """Those of ``planes``, each of a patient of its own."""
+    return [Squares(f"phantom/{n}", digest(str(n)), one) for n, one in enumerate(all_)]
 
 
 def autoencoder(chosen: System, given: list[Squares], here: Place = HERE) -> AutoencoderTraining:
@@ -67,9 +70,8 @@ def denoiser(chosen: System, given: list[Squares], here: Place = HERE) -> Denois
     return DenoiserTraining(chosen, given, chosen.make_autoencoder(chosen.autoencoder_shape), place=here)
 
 
-def several_steps(here: Place, steps: int = 3) -> dict[str, torch.Tensor]:
+def several_steps(here: Place, given: list[Squares], steps: int = 3) -> dict[str, torch.Tensor]:
     """The weights of both stages after a few steps with the same global batch wherever it runs."""
-    given = pairs()
     weights = {}
     for stage in (autoencoder, denoiser):
         # Adam's steps are as long where a gradient is but rounding: with this epsilon they are not.
@@ -85,6 +87,6 @@ def several_steps(here: Place, steps: int = 3) -> dict[str, torch.Tensor]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with place("cpu", "fp32") as processes:
-        result = several_steps(processes)
+        result = several_steps(processes, pairs(np.load(sys.argv[1])))
         if processes.first:
-            torch.save(result | {"world": torch.tensor(processes.world)}, Path(sys.argv[1]))
+            torch.save(result | {"world": torch.tensor(processes.world)}, sys.argv[2])
