@@ -31,6 +31,7 @@ from pacs_node.config.model import (
     FolderDestination,
     Retry,
     Rule,
+    Samplers,
     Steps,
     StowDestination,
     Timeouts,
@@ -80,7 +81,17 @@ def test_the_example_is_clean(environ: dict[str, str]) -> None:
 def test_the_example_documents_every_key() -> None:
     text = EXAMPLE.read_text()
     sections = [Config, *(f.annotation for f in Config.model_fields.values())]
-    sections += [Caller, Timeouts, Steps, DicomDestination, StowDestination, FolderDestination, Rule, Retry]
+    sections += [
+        Caller,
+        Timeouts,
+        Steps,
+        Samplers,
+        DicomDestination,
+        StowDestination,
+        FolderDestination,
+        Rule,
+        Retry,
+    ]
     for section in sections:
         if isinstance(section, type) and issubclass(section, BaseModel):
             for name, field in section.model_fields.items():
@@ -110,6 +121,9 @@ def test_what_the_example_has_in_comments_is_valid_too() -> None:
     assert [c.ae_title for c in config.receive.callers] == ["XRAY_1", "XRAY_2"]
     assert config.infer.providers == ("tensorrt", "cuda", "openvino", "cpu")
     assert config.infer.steps == Steps(bone_suppression=10, restoration=10)
+    assert config.infer.samplers == Samplers(
+        bone_suppression="dpmpp_multistep", restoration="dpmpp_multistep"
+    )
     assert config.node.organisation == "St. Elsewhere"
     assert set(config.destinations) == {"PACS", "WEB", "ARCHIVE", "ORTHANC"}
     assert config.engine.database is not None
@@ -242,6 +256,27 @@ def test_a_broken_model_is_named_and_stops_only_the_task_that_names_it(
     file = tmp_path / "pacs-node.yaml"
     file.write_text(text % "ours")
     assert preflight(file).models.anomaly == "ours"  # the node starts; the task will say so on every image
+
+
+def test_a_sampler_that_the_model_cannot_do_stops_only_its_task(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    text = "infer:\n  %s\nrules: [{name: all, tasks: [bone_suppression, restoration]}]\n"
+
+    def found(asked: str) -> list[Problem]:
+        return [p for p in checked(text % asked, environ) if p.key.startswith("infer")]
+
+    problem = only(found("samplers: {bone_suppression: langevin}"))
+    assert (problem.line, problem.key, problem.value) == (2, "infer.samplers.bone_suppression", "langevin")
+    assert "cannot be sampled so" in problem.message
+    assert problem.remedy == 'Use the sampler "ddpm" or "ddim"'
+    problem = only(found("samplers: {restoration: lcm}\n  steps: {restoration: 60}"))
+    assert problem.key == "infer.samplers.restoration"
+    assert "50 steps at most" in problem.message
+    assert found("samplers: {restoration: dpmpp_multistep}") == []
+    file = tmp_path / "pacs-node.yaml"
+    file.write_text(text % "samplers: {bone_suppression: langevin}")
+    assert preflight(file).infer.samplers.bone_suppression == "langevin"  # the task says so on every image
 
 
 def test_provider_that_is_not_installed(environ: dict[str, str]) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from pacs_node.infer.fusion import fuse, without_dust
 
-
 Solve = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
