@@ -300,7 +300,7 @@ def run(
 ) -> None:
     """Steps until ``minutes`` are spent or ``iterations`` reached; goes on from ``checkpoint`` if there.
 
-    A checkpoint each minute and at the end; a line of mean losses each ``every`` iterations; ``look`` each
+    A checkpoint each minute (less often where writing it takes long) and at the end; a line of mean losses each ``every`` iterations; ``look`` each
     ``look_every`` iterations and at the end, in the first process.
     """
     place = trainer.place
@@ -311,6 +311,7 @@ def run(
     start = saved = printed = time.monotonic()
     sums: dict[str, float] = {}
     steps = looked = 0
+    pause = 60.0
     while trainer.iteration != iterations and place.decide(time.monotonic() - start < minutes * 60):
         for name, value in step().items():
             sums[name] = sums.get(name, 0.0) + value
@@ -327,10 +328,12 @@ def run(
             looked = trainer.iteration
             if place.first:
                 look()
-        if time.monotonic() - saved > 60:
+        if time.monotonic() - saved > pause:
+            began = time.monotonic()
             if place.first:
                 trainer.save(checkpoint)
             saved = time.monotonic()
+            pause = max(60.0, 20 * (saved - began))
     if place.first:
         trainer.save(checkpoint)
         if look and looked != trainer.iteration:

@@ -101,7 +101,7 @@ class Stage:
             checkpoint,
             minutes=minutes,
             iterations=self.arguments.iterations,
-            look=look,
+            look=look if self.arguments.look_pairs else None,
             look_every=self.arguments.look,
         )
 

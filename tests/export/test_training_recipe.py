@@ -25,9 +25,11 @@ from export.__main__ import main  # noqa: E402
 from export.bone_suppression import recipes  # noqa: E402
 from export.bone_suppression.data import Order, Squares, draw, left_out, vary  # noqa: E402
 from export.bone_suppression.pairs import digest  # noqa: E402
+from export.bone_suppression.pickled import read_checkpoint  # noqa: E402
 from export.bone_suppression.train import load_autoencoder, load_diffusion, plan  # noqa: E402
+from export.bone_suppression.unet import Shape, UNet  # noqa: E402
 from export.devices import DeviceError, Place, place  # noqa: E402
-from export.training import TrainingError, learn, run  # noqa: E402
+from export.training import TrainingError, averaged, learn, run  # noqa: E402
 from tests.export import training_system as small  # noqa: E402
 
 STEPS = 70
@@ -282,6 +284,13 @@ def test_the_command_trains_both_stages_of_a_folder_of_pairs(
     main([*command, "--iterations", "3", "--look", "2", "--set", "masked=true", "--set", "batch=2"])
     out = runs / "bone_suppression" / "small"
     assert load_diffusion(out / "denoiser.pt")["latent_scale"] > 0
+    # What `convert` takes from it are the averaged weights, under the published names.
+    weights, (_, averages) = (
+        read_checkpoint(out / "denoiser.pt").weights,
+        averaged(out / "denoiser.pt", Shape),
+    )
+    assert weights.keys() == averages.keys() == UNet(small.system().denoiser_shape).state_dict().keys()
+    assert all(torch.equal(weights[name], averages[name]) for name in weights)
     for stage, columns in (("autoencoder", {"psnr", "ssim"}), ("denoiser", {"psnr", "bsr", "replaced_psnr"})):
         with (out / "validation" / f"{stage}.csv").open() as file:
             rows = list(csv.DictReader(file))
