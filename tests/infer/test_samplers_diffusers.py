@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sampling_reference import make, normal, walk
+from sampling_reference import diffusion, make, normal, walk
 
 from pacs_node.infer.sampling.noise import Noise, alpha_bar
+from pacs_node.infer.sampling.spacing import consistency, dpm, interpolated, numbered
+from pacs_node.infer.tables import Sampler
 
 torch = pytest.importorskip("torch", reason="the torch side (make test-all)")
 diffusers = pytest.importorskip("diffusers", reason="the oracles (make test-all)")
@@ -138,6 +140,30 @@ class Stride(int):
 
     def __rfloordiv__(self, other: int) -> int:
         return self.stride
+
+
+def test_the_levels_of_every_number_of_steps() -> None:
+    """In every spacing, ties of the rounding too: those that DDIM, Euler's method, DPM-Solver++ and LCM visit."""
+    noise = Noise(diffusion("linear"))
+    for way in ("leading", "trailing", "linspace"):
+        pairs = (
+            (diffusers.DDIMScheduler(timestep_spacing=way), numbered),
+            (diffusers.EulerDiscreteScheduler(timestep_spacing=way), interpolated),
+            (diffusers.DPMSolverMultistepScheduler(timestep_spacing=way), dpm),
+        )
+        for steps in (*range(1, 60), 96, 112, 144, 192, 333, 500, 999):
+            ours = Sampler(name="ddim", steps=steps, spacing=way)
+            for scheduler, visited in pairs:
+                if way == "trailing" and len(np.arange(1000, 0, -1000 / steps)) > steps:
+                    continue  # there theirs has one step more, to level -1
+                scheduler.set_timesteps(steps)
+                told = [level.t for level in visited(noise, ours, steps)]
+                np.testing.assert_allclose(told, scheduler.timesteps.numpy(), rtol=0, atol=1e-4)
+    lcm = diffusers.LCMScheduler()
+    for steps in range(1, 51):
+        lcm.set_timesteps(steps)
+        visited = consistency(noise, Sampler(name="lcm", steps=steps), steps)
+        assert [level.t for level in visited] == lcm.timesteps.tolist()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])

@@ -28,8 +28,9 @@ def timesteps(train_steps: int, steps: int, spacing: str) -> list[int]:
         return [i * (train_steps // steps) for i in reversed(range(steps))]
     if spacing == "linspace":
         return [round(float(t)) for t in np.linspace(0, train_steps - 1, steps)[::-1]]
-    # round: halves to even, as the implementations that models are tuned with do.
-    return [round(train_steps - i * train_steps / steps) - 1 for i in range(steps)]
+    # Halves go to even and products are rounded as in the implementations that models are tuned with. Those
+    # visit one level more, -1, where the last product falls short of 0.
+    return [round(float(t)) - 1 for t in np.arange(train_steps, 0, -train_steps / steps)[:steps]]
 
 
 def numbered(noise: Noise, sampler: Sampler, steps: int) -> list[Level]:
