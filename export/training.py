@@ -183,16 +183,15 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.iteration = state["iteration"]
 
-    def start_from(self, path: Path) -> None:
-        """The averaged weights of another checkpoint of this shape, to begin with. Raises TrainingError."""
-        state = read(path, self.place.device)
+    def start_from(self, weights: dict[str, Tensor], origin: Path) -> None:
+        """Other weights of this shape, to begin with; ``origin`` for the TrainingError if they do not fit."""
         try:
-            weights = state.get("average", state["parts"]["model"])
             self.model.load_state_dict(weights)
             self.average.load_state_dict(weights)
         except RuntimeError as error:
+            first = str(error).splitlines()[1].strip()[:120]
             raise TrainingError(
-                f"{path} holds a network of another shape, {state['shape']}; choose its system by --shape"
+                f"{origin} holds another network or shape ({first} …); choose its system by --shape"
             ) from error
 
 
@@ -300,8 +299,8 @@ def run(
 ) -> None:
     """Steps until ``minutes`` are spent or ``iterations`` reached; goes on from ``checkpoint`` if there.
 
-    A checkpoint each minute (less often where writing it takes long) and at the end; a line of mean losses each ``every`` iterations; ``look`` each
-    ``look_every`` iterations and at the end, in the first process.
+    A checkpoint each minute (less often where writing it takes long) and at the end; a line of mean losses
+    each ``every`` iterations; ``look`` each ``look_every`` iterations and at the end, in the first process.
     """
     place = trainer.place
     checkpoint.parent.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,24 @@ class System:
             if not equals:
                 raise TrainingError(f"{setting!r} sets nothing; write key=value, such as batch=2")
             system = system._set(stage, key, text)
+        system.check()
         return system
+
+    def check(self) -> None:
+        """Raises TrainingError for numbers that cannot be trained with."""
+        levels = len(getattr(self.denoiser_shape, "multipliers", getattr(self.denoiser_shape, "widths", "")))
+        for stage, recipe, unit in (
+            ("autoencoder", self.autoencoder, self.factor),
+            ("denoiser", self.denoiser, self.factor * 2 ** (levels - 1)),
+        ):
+            for key in ("batch", "accumulate", "epochs", "rate"):
+                if getattr(recipe, key) <= 0:
+                    raise TrainingError(f"{stage}.{key}={getattr(recipe, key)}: that must be more than 0")
+            if recipe.crop % unit or not 0 <= recipe.crop <= self.size:
+                raise TrainingError(
+                    f"{stage}.crop={recipe.crop}: that must be a multiple of {unit} up to {self.size}, or 0 "
+                    "for whole images"
+                )
 
     def _set(self, stage: str, key: str, text: str) -> System:
         places: dict[str, Any] = {"autoencoder": self.autoencoder, "denoiser": self.denoiser}

@@ -11,6 +11,7 @@ from export.bone_suppression import data, validate
 from export.bone_suppression.features import features
 from export.bone_suppression.losses import vgg16
 from export.bone_suppression.pairs import IMAGES, SOFT, is_dicom
+from export.bone_suppression.pickled import read_checkpoint
 from export.bone_suppression.recipes import System
 from export.bone_suppression.train import AUTOENCODER, DENOISER, load_autoencoder, train
 from export.bone_suppression.train_autoencoder import AutoencoderTraining
@@ -95,7 +96,8 @@ class Stage:
         """From a checkpoint of its own, else from --start-from, else from nothing."""
         checkpoint = self.out / file
         if self.arguments.start_from and not checkpoint.exists():
-            training.trainer.start_from(self.arguments.start_from)
+            origin: Path = self.arguments.start_from
+            training.trainer.start_from(read_checkpoint(origin).weights, origin)
         train(
             training,
             checkpoint,

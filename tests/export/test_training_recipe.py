@@ -202,6 +202,9 @@ def test_published_numbers_are_the_defaults() -> None:
         ("batch=2.5", "must be a whole number"),
         ("varied=7", "must be true or false"),
         ("milestones=a", "numbers like"),
+        ("rate=0", "must be more than 0"),
+        ("denoiser.crop=200", "multiple of 64 up to 1024"),
+        ("autoencoder.crop=2048", "multiple of 8 up to 1024"),
     ],
 )
 def test_a_setting_that_is_none_is_said(setting: str, words: str) -> None:
@@ -302,6 +305,9 @@ def test_the_command_trains_both_stages_of_a_folder_of_pairs(
     one = ["--stage", "denoiser", "--iterations", "4", "--set", "batch=2"]
     with pytest.raises(SystemExit, match="was trained with diffusion"):
         main([*command, *one, "--set", "prediction=epsilon"])
+    (out / "denoiser.pt").unlink()
+    with pytest.raises(SystemExit, match="holds another network or shape"):
+        main([*command, *one, "--start-from", str(out / "autoencoder.pt")])
 
 
 def test_one_patient_stays_on_one_side() -> None:
