@@ -13,7 +13,7 @@ TASKS = ("bone_suppression", "restoration", "anomaly")
 ACTIONS = {
     "pairs": "list the pairs that training would take, and everything that is wrong with the data",
     "train": "train or go on training; a checkpoint each minute",
-    "convert": "turn a published checkpoint into one that `onnx` takes, without running code from it",
+    "convert": "turn published checkpoints into a model folder, without running code from them",
     "onnx": "write the ONNX files and the card from the checkpoint, parity with torch enforced",
     "evaluate": "measure the shipped files through the runtime; figures go into the card",
 }

@@ -14,10 +14,18 @@ examples:
   torchrun --nproc-per-node 4 -m export train bone_suppression --shape published --pairs ~/dual-energy \\
       --minutes 6000 --set batch=16 --set denoiser.rate=4e-4 --perceptual vgg16.pth
 """
+CONVERT_EXAMPLE = """\
+example:
+  python -m export convert bone_suppression --autoencoder 2024-02-13-VQGAN.pth \\
+      --denoiser ldm-final-2024-02-16-myModel.pth --out ~/models --name bs-ldm-1024
+  pacs-node models add ~/models/bs-ldm-1024 --config pacs-node.yaml
+"""
 
 
 def options(action: str, one: ArgumentParser) -> None:
     """What only this task takes."""
+    if action == "convert":
+        convert_options(one)
     if action not in ("pairs", "train"):
         return
     one.epilog = EXAMPLES
@@ -72,7 +80,76 @@ def options(action: str, one: ArgumentParser) -> None:
     one.add_argument("--precision", default="auto", help="auto (bf16 where there is hardware), bf16 or fp32")
     one.add_argument("--workers", type=int, default=2, help="threads that prepare samples")
     one.add_argument("--look", type=int, help="iterations between validations, 0 for none until the end")
-    one.add_argument("--look-pairs", type=int, default=8, help="pairs of each source to validate with")
+    one.add_argument("--look-pairs", type=int, default=8, help="pairs of each source to look at, 0 for none")
+
+
+def convert_options(one: ArgumentParser) -> None:
+    """What ``convert`` takes; export/bone_suppression/convert.py says more."""
+    one.epilog = CONVERT_EXAMPLE
+    one.add_argument("--autoencoder", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
+    one.add_argument("--denoiser", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the model's folder goes")
+    one.add_argument("--name", required=True, help="of the model and its folder: small letters, digits, -")
+    one.add_argument("--version", default="1.0.0", help="of the model, for the card")
+    one.add_argument(
+        "--published", choices=("bs-ldm", "gl-lcm"), help="which system; default: told by the number of codes"
+    )
+    one.add_argument("--lungs", type=Path, metavar="ONNX", help="GL-LCM's lung segmentation, image -> mask")
+    one.add_argument(
+        "--variants",
+        nargs="*",
+        choices=("f16", "int8"),
+        default=["f16", "int8"],
+        help="graphs beside the float32 ones; default both; int8 only as far as it holds its quality",
+    )
+    one.add_argument(
+        "--weights", choices=("float", "half"), default="float", help="how the float32 graphs are stored"
+    )
+    one.add_argument(
+        "--result",
+        choices=("replace", "subtract"),
+        default="replace",
+        help="the decoded image itself, as published, or the radiograph less the bones found",
+    )
+    one.add_argument("--size", type=int, default=1024, help="side of the images; the published ones are 1024")
+    one.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="radiographs (PNG, JPEG, TIFF, DICOM) for int8, the first for its gate; default: drawn ones",
+    )
+    one.add_argument("--min-psnr", type=float, default=40.0, help="dB that int8 must keep to float32's image")
+    one.add_argument("--gate-steps", type=int, default=20, help="sampling steps of that comparison")
+
+
+def convert(arguments: Namespace) -> None:
+    """Writes the model's folder and says how to take it in."""
+    from export.bone_suppression.convert import Request
+    from export.bone_suppression.convert import convert as make
+    from export.bone_suppression.int8 import Int8
+    from export.bone_suppression.published import PUBLISHED
+    from export.bone_suppression.reading import read_alone
+
+    place = make(
+        Request(
+            autoencoder=arguments.autoencoder,
+            denoiser=arguments.denoiser,
+            out=arguments.out,
+            name=arguments.name,
+            version=arguments.version,
+            published=PUBLISHED.get(arguments.published),
+            lungs=arguments.lungs,
+            variants=tuple(arguments.variants),
+            weights=arguments.weights,
+            result=arguments.result,
+            size=arguments.size,
+            images=[read_alone(path) for path in arguments.images],
+            int8=Int8(arguments.min_psnr, arguments.gate_steps),
+        )
+    )
+    print(f"{place}: written. Take it in with: pacs-node models add {place}")
 
 
 def pairs(arguments: Namespace) -> None:
