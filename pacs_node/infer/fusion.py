@@ -94,10 +94,7 @@ def _pyramid(mask: Mask) -> list[NDArray[np.float64]]:
 
 
 def _cycle(residual: NDArray[np.float64], masks: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """An approximate solution by one multigrid cycle.
-
-    Symmetric and positive, as conjugate gradients need it.
-    """
+    """One multigrid cycle's solution: symmetric and positive, as conjugate gradients need it."""
     mask = masks[0]
     weight = 0.2 * mask  # Jacobi's 1 / 4, damped by 0.8
     solution = weight * residual

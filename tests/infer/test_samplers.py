@@ -55,10 +55,7 @@ def test_schedules_by_hand() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_levels_of_every_family(schedule: str) -> None:
-    """More noise with every level, alpha and sigma together as the family has them.
-
-    And back from the ratio.
-    """
+    """More noise with every level, alpha and sigma as the family has them, and back from the ratio."""
     noise = Noise(diffusion(schedule, **WIDE))
     levels = [noise.at(t) for t in (0, 0.5, 1, 333, 998.25, 999)]
     assert all(a.ratio < b.ratio for a, b in itertools.pairwise(levels))
@@ -106,10 +103,7 @@ def test_timesteps() -> None:
 
 
 def exact(x: np.ndarray, start: Level, end: Level) -> np.ndarray:
-    """The probability-flow ODE's map of a Gaussian.
-
-    The same quantile of x_t's distribution at either level.
-    """
+    """The probability-flow ODE's map of a Gaussian: the same quantile of x_t at either level."""
 
     def spread(level: Level) -> float:
         return math.hypot(level.alpha * STD, level.sigma)
@@ -140,9 +134,7 @@ def flow_error(name: str, schedule: str, steps: int, **keys: object) -> float:
     ],
 )
 def test_ode_samplers_follow_the_exact_flow(name: str, order: int, schedule: str) -> None:
-    """With the exact network each ends on the flow's map.
-
-    And twice the steps cut the error as its order says.
+    """With the exact network each ends on the flow's map; twice the steps cut the error by its order.
 
     Song et al. 2011.13456, section 4.3; where the ratios are spaced evenly (exponential), so that halving the
     strides halves them all.
@@ -172,10 +164,7 @@ def test_a_higher_order_is_nearer() -> None:
 
 
 def test_single_step_solvers_have_their_order() -> None:
-    """Over whole groups of levels.
-
-    The last group is cut short for the noise-free end, so the point before it.
-    """
+    """Over whole groups of levels: the last is cut short for the noise-free end."""
     for order in (2, 3):
         errors = []
         for groups in (10, 20, 40):
@@ -223,10 +212,7 @@ def moments(plan: Plan, diffusion: Diffusion) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("name", "schedule", "keys"), STOCHASTIC)
 def test_stochastic_samplers_tend_to_the_gaussian(name: str, schedule: str, keys: dict) -> None:
-    """With the exact network the moments go to those of N(MEAN, STD^2).
-
-    And twice the steps bring them nearer.
-    """
+    """With the exact network the moments go to those of N(MEAN, STD^2), by twice the steps nearer."""
     errors = []
     for steps in (100, 200, 400):
         _, plan, table = make(name, steps, schedule, "epsilon", **WIDE, **keys)
@@ -239,10 +225,7 @@ def test_stochastic_samplers_tend_to_the_gaussian(name: str, schedule: str, keys
 
 
 def test_consistency_sampling_keeps_the_mean() -> None:
-    """Every step begins anew from a clean estimate.
-
-    So of the exact (not distilled) network it keeps no spread.
-    """
+    """Every step begins anew from a clean estimate: of the exact, not distilled, network no spread is kept."""
     _, plan, table = make("lcm", 50, "scaled_linear", "epsilon")
     mean, deviation = moments(plan, table)
     assert mean == pytest.approx(MEAN, abs=1e-3)
@@ -250,10 +233,7 @@ def test_consistency_sampling_keeps_the_mean() -> None:
 
 
 def test_annealed_langevin_dynamics_tend_to_the_gaussian() -> None:
-    """Song and Ermon's dynamics.
-
-    More and smaller steps at each level come nearer to the data's distribution.
-    """
+    """Song and Ermon's dynamics: more and smaller steps at each level come nearer to the data."""
     errors = []
     for factor in (1, 2, 4):
         keys = {
@@ -299,10 +279,7 @@ def test_a_corrector_takes_out_what_a_coarse_predictor_leaves() -> None:
 
 
 def test_the_limit_grows_on_the_way_to_the_clean_end() -> None:
-    """BS-LDM's thresholding, 1.4 + 0.003 j at the j-th of 1000 steps.
-
-    GL-LCM's, 2 + 0.025 j at the j-th of 50.
-    """
+    """BS-LDM's 1.4 + 0.003 j at the j-th of 1000 steps; GL-LCM's 2 + 0.025 j at the j-th of 50."""
     _, plan, table = make("ddpm", 1000, "cosine", clip_start=1.4, clip_slope=0.003)
     bounds = [limit(step, 1000, table.clip_start, table.clip_slope) for step in plan]
     assert bounds == pytest.approx([1.4 + 0.003 * j for j in range(1000)])

@@ -131,10 +131,7 @@ def ours(
 
 
 class Stride(int):
-    """A number of steps that leaves the stride to be said.
-
-    Train_steps // steps is what diffusers' DDIM takes.
-    """
+    """A number of steps whose stride is what is said: diffusers' DDIM takes train_steps // steps."""
 
     stride = 0
 
@@ -143,7 +140,7 @@ class Stride(int):
 
 
 def test_the_levels_of_every_number_of_steps() -> None:
-    """In every spacing, ties of the rounding too: those that DDIM, Euler's method, DPM-Solver++ and LCM visit."""
+    """In every spacing, ties of rounding too: those that DDIM, Euler's, DPM-Solver++ and LCM visit."""
     noise = Noise(diffusion("linear"))
     for way in ("leading", "trailing", "linspace"):
         pairs = (

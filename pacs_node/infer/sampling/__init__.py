@@ -51,5 +51,5 @@ is a new function that makes a plan:
 [13] Sun et al.: GL-LCM: Global-Local Latent Consistency Models for Fast High-Resolution Bone Suppression in
     Chest X-Ray Images. MICCAI 2025, arXiv 2508.03357
 [14] Kazerouni et al.: Diffusion Models in Medical Imaging: A Comprehensive Survey. MedIA 2023, arXiv
-2211.07804
+    2211.07804
 """

@@ -55,13 +55,11 @@ _UNLIMITED = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Lane:
-    """One of the images that are sampled together.
+    """One of the images that are sampled together: where its limit starts, and its guidance.
 
-    Where the limit of its clean estimate starts, its guidance.
-
-    ``clip_start``: see ``step.limit``. ``guidance`` g other than 1 is Local-Enhanced Guidance
-    ([13], section 2.3): the prediction p becomes g p + (1 - g) z / std(p), z ~ N(0, 1). The authors take the
-    deviation over the network's eight outputs, of which four are not trained; here it is of the latent's own.
+    ``clip_start``: see ``step.limit``. ``guidance`` g other than 1 is Local-Enhanced Guidance [13]: the
+    prediction p becomes g p + (1 - g) z / std(p), z ~ N(0, 1). The authors take the deviation over the
+    network's eight outputs, of which four are not trained; here it is of the latent's own.
     """
 
     clip_start: float | None = None

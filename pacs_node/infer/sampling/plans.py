@@ -31,8 +31,7 @@ def plan(noise: Noise, sampler: Sampler, steps: int) -> Plan:
     if name in ("euler", "euler_ancestral", "heun"):
         levels = spacing.interpolated(noise, sampler, steps)
         walk = heun(levels) if name == "heun" else ddim(levels, eta=float(name == "euler_ancestral"))
-        # Where "leading" starts below the last level, diffusers starts from unit variance: signal is
-        # expected.
+        # "leading" starts below the last level, with some signal: diffusers then starts from unit variance.
         start = 1.0 if noise.family == "vp" and sampler.spacing == "leading" else levels[0].sigma
         return Plan(start, tuple(walk))
     if name in ("dpmpp_multistep", "sde_dpmpp"):
@@ -90,9 +89,7 @@ def lcm(levels: Sequence[Level], sigma_data: float = 0.5, scaling: float = 10.0)
 
 
 def heun(levels: Sequence[Level]) -> list[Step]:
-    """Heun's method in the ratio ([11], algorithm 1 without churn).
-
-    Euler's step, then again with the mean slope.
+    """Heun's method in the ratio ([11], algorithm 1 without churn): Euler's step, then with the mean slope.
 
     The last step, to noise-free, is Euler's alone: twice ``levels`` less one evaluations.
     """
@@ -100,8 +97,7 @@ def heun(levels: Sequence[Level]) -> list[Step]:
     for level, following in pairwise(levels):
         noisy = following.sigma / level.sigma
         steps.append(Step(level, clean=following.alpha - level.alpha * noisy, noisy=noisy, keep=True))
-        # With r the ratios and y = x / alpha:  y_s = b + (r_s - r_t) / 2 * ((b - x_0') / r_t + (y - x_0) /
-        # r_s)
+        # With r the ratios, y = x / alpha:  y_s = b + (r_s - r_t) / 2 * ((b - x_0') / r_t + (y - x_0) / r_s)
         first, second = (0.5 * (following.ratio - level.ratio) / at.ratio for at in (level, following))
         steps.append(
             Step(
@@ -195,9 +191,7 @@ def multistep(levels: Sequence[Level], order: int, *, stochastic: bool = False) 
 
 
 def singlestep(levels: Sequence[Level], order: int) -> list[Step]:
-    """DPM-Solver++(2S), (3S) of [4] (algorithm 1, midpoint form).
-
-    As diffusers cuts them to whole evaluations.
+    """DPM-Solver++(2S), (3S) of [4] (algorithm 1, midpoint form), cut to whole evaluations as diffusers does.
 
     Groups of ``order`` levels: the first step of a group keeps its point, and each further one starts there
     again with one more estimate. The last step, to noise-free, is of order 1.
@@ -227,10 +221,7 @@ def singlestep(levels: Sequence[Level], order: int) -> list[Step]:
 
 
 def _orders(steps: int, order: int) -> list[int]:
-    """The order of each step, in groups 1 … ``order``, what is left over in shorter ones.
-
-    The last of order 1.
-    """
+    """The order of each step: groups 1 … ``order``, what is left over in shorter ones, the last of order 1."""
     if order == 3 and steps % 3 == 0:
         orders = [1, 2, 3] * (steps // 3 - 1) + [1, 2, 1]
     elif order == 2 and steps % 2 == 0:

@@ -1,7 +1,4 @@
-"""Which sampler goes with which model, and what to do where it does not. Without numpy.
-
-``check`` reads it.
-"""
+"""Which sampler goes with which model, and what to do where it does not. ``check`` reads it: no numpy."""
 
 from __future__ import annotations
 
@@ -24,9 +21,7 @@ FAMILIES = {
 }
 CONTINUOUS = {"vp", "sub_vp", "ve"}
 
-# From level to level, in any family.
 _DPM = {"dpmpp_multistep", "dpmpp_singlestep", "sde_dpmpp"}
-_RATIO = {"euler", "heun", "euler_ancestral"} | _DPM
 # In the time of a stochastic differential equation.
 _SDE = {"reverse_diffusion", "euler_maruyama", "ancestral", "probability_flow"}
 # The keys of [sampler], besides name and steps, that each one goes by.

@@ -68,10 +68,7 @@ def _sigmas(noise: Noise, i: int, steps: int) -> tuple[float, float]:
 
 
 def _reverse_diffusion(noise: Noise, time: float, i: int, steps: int) -> tuple[float, float, float]:
-    """[3], equation 46 and algorithms 2 and 3: cut as the forward chain is. Sub-VP has none.
-
-    Euler-Maruyama's.
-    """
+    """[3], equation 46, algorithms 2 and 3: cut as the forward chain is; sub-VP, which has none, evenly."""
     if noise.family == "sub_vp":
         return _euler_maruyama(noise, time, i, steps)
     if noise.family == "ve":

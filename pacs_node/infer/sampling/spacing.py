@@ -39,10 +39,7 @@ def numbered(noise: Noise, sampler: Sampler, steps: int) -> list[Level]:
 
 
 def consistency(noise: Noise, sampler: Sampler, steps: int) -> list[Level]:
-    """``steps`` of the ``original_steps`` levels that a consistency model was distilled on ([12].
-
-    Algorithm 3).
-    """
+    """``steps`` of the ``original_steps`` levels that a consistency model was distilled on [12]."""
     original = sampler.original_steps
     k = noise.train_steps // original
     return [noise.at((original - math.floor(i * original / steps)) * k - 1) for i in range(steps)]
