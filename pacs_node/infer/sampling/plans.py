@@ -221,7 +221,7 @@ def singlestep(levels: Sequence[Level], order: int) -> list[Step]:
 
 
 def _orders(steps: int, order: int) -> list[int]:
-    """The order of each step: groups 1 … ``order``, what is left over in shorter ones, the last of order 1."""
+    """The order of each step: groups 1 … ``order``, the rest in shorter ones, the last of order 1."""
     if order == 3 and steps % 3 == 0:
         orders = [1, 2, 3] * (steps // 3 - 1) + [1, 2, 1]
     elif order == 2 and steps % 2 == 0:

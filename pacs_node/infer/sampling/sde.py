@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def plan(noise: Noise, sampler: Sampler, steps: int) -> Plan:
-    """The plan of one of these samplers. Raises ValueError on another name."""
+    """The plan of one of these samplers."""
     if sampler.name == "langevin":
         return langevin(noise, sampler, steps)
     if sampler.name == "probability_flow":
