@@ -224,7 +224,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not path.exists():
         raise TrainingError(f"{path}: no checkpoint; run `python -m export train …` first")
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=True)
     # torch raises UnpicklingError, RuntimeError, EOFError, KeyError … by what is wrong with the file.
     except Exception as error:
         raise TrainingError(

@@ -4,10 +4,11 @@
         --out DIR --name NAME
     pacs-node models add DIR/NAME
 
-The two files are those that BS-LDM and GL-LCM publish (whole pickled modules), or state dicts of the same
-networks; no code of theirs is run (see pickled.py). GL-LCM also wants ``--lungs MASK.onnx``, a graph
-image (N, 1, S, S) -> mask (N, 1, S, S) in 0 to 1, as its own is not published; without it the model has the
-global path alone. The folder gets float32 graphs, each checked against torch, and as variants:
+The two files are those that BS-LDM and GL-LCM publish (whole pickled modules), state dicts of the same
+networks, or what ``python -m export train`` wrote (own.py); no code of theirs is run (see pickled.py). GL-LCM
+also wants ``--lungs MASK.onnx``, a graph image (N, 1, S, S) -> mask (N, 1, S, S) in 0 to 1, as its own is not
+published; without it the model has the global path alone. The folder gets float32 graphs, each checked
+against torch, and as variants:
 
 f16
     for GPUs: half the memory, and the units for it.
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from export.bone_suppression.graphs import Decoder, Denoiser, Encoder
 from export.bone_suppression.int8 import Int8, int8
 from export.bone_suppression.matching import restore
+from export.bone_suppression.own import own
 from export.bone_suppression.pickled import Checkpoint, CheckpointError, read_checkpoint
 from export.bone_suppression.published import GL_LCM, PUBLISHED, Published
 from export.bone_suppression.unet import UNet
@@ -89,7 +91,7 @@ def convert(request: Request, say: Callable[[str], None] = print) -> Path:
     if place.exists():
         raise ModelError(f"{place}: there is something already. Choose another --name, or remove it.")
     codes, weights = (read_checkpoint(path) for path in (request.autoencoder, request.denoiser))
-    published = request.published or recognised(codes)
+    published = request.published or own(request.autoencoder, request.denoiser) or recognised(codes)
     say(f"{published.title}: {len(codes.weights)} and {len(weights.weights)} tensors")
     check_attention(weights, published)
     autoencoder = restore(
@@ -247,8 +249,9 @@ def card(request: Request, published: Published) -> dict[str, Any]:
         )
     if local:
         files["lungs"] = "lungs.onnx"
+    who = "its owner" if published.own else "others"
     limits = [
-        "Trained by others; measured here only as far as [figures] says. Validate it on your own images.",
+        f"Trained by {who}; measured here only as far as [figures] says. Validate it on your own images.",
         "Whatever looks like bone may be weakened or invented: read it beside the original.",
     ]
     if published.local is not None and not local:
@@ -257,11 +260,13 @@ def card(request: Request, published: Published) -> dict[str, Any]:
         "name": request.name,
         "task": "bone_suppression",
         "version": request.version,
-        "summary": f"{published.title} as published ({published.source}), converted from its checkpoint.",
+        "summary": f"{published.title}, trained by {who} ({published.source}); converted from checkpoints.",
         "intended_use": "Research: frontal chest radiographs of adults with the bones suppressed, beside the "
         "original. Not for diagnosis.",
         "qualification": "RESEARCH",
-        "licence": "as the source of the checkpoint says; the authors' code is under the MIT licence",
+        "licence": "as the owner of the weights says"
+        if published.own
+        else "as the source of the checkpoint says; the authors' code is under the MIT licence",
         **({"result": request.result} if request.result != "subtract" else {}),
         "files": files,
         "input": {"size": request.size, "range": [-1.0, 1.0], "channels": 1},
@@ -276,7 +281,7 @@ def card(request: Request, published: Published) -> dict[str, Any]:
                 f"{what}: {path.name}, sha256 {digest(path)}"
                 for what, path in (("autoencoder", request.autoencoder), ("denoiser", request.denoiser))
             ]
-            + [f"The authors sample by {', '.join(f'{k} {v}' for k, v in published.sampler.items())}."],
+            + [f"Published with the sampler {', '.join(f'{k} {v}' for k, v in published.sampler.items())}."],
         },
         "figures": {},
         "limits": {"texts": limits},

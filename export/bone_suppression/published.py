@@ -42,6 +42,8 @@ class Published:
     sampler: Mapping[str, Any]
     quick: Mapping[str, Any]
     local: Mapping[str, Any] | None = None
+    #: Trained by a site with this project's recipe (own.py), not by the authors.
+    own: bool = False
 
 
 #: The limit on the clean estimate grows by 0.003 with each of the 1000 steps (config.clip_rate). The code

@@ -23,13 +23,17 @@ import torch  # noqa: E402
 
 from export.__main__ import main  # noqa: E402
 from export.bone_suppression import recipes  # noqa: E402
+from export.bone_suppression.convert import Request, convert  # noqa: E402
 from export.bone_suppression.data import Order, Squares, draw, left_out, vary  # noqa: E402
+from export.bone_suppression.own import own  # noqa: E402
 from export.bone_suppression.pairs import digest  # noqa: E402
 from export.bone_suppression.pickled import read_checkpoint  # noqa: E402
 from export.bone_suppression.train import load_autoencoder, load_diffusion, plan  # noqa: E402
 from export.bone_suppression.unet import Shape, UNet  # noqa: E402
 from export.devices import DeviceError, Place, place  # noqa: E402
 from export.training import TrainingError, averaged, learn, run  # noqa: E402
+from pacs_node.conditions import Conditions  # noqa: E402
+from pacs_node.infer import Settings, make, read_card  # noqa: E402
 from tests.export import training_system as small  # noqa: E402
 
 STEPS = 70
@@ -316,3 +320,24 @@ def test_one_patient_stays_on_one_side() -> None:
     assert 30 < len(out) < 70
     assert left_out(patients[:200]) == out & set(patients[:200])
     assert len(left_out(patients[:2])) == 1
+
+
+def test_what_was_trained_here_is_converted_with_its_own_noise(tmp_path: Path, pairs: list[Squares]) -> None:
+    settings = ["quantised=true", "prediction=v_prediction", "schedule=scaled_linear", "latent_scale=0.5"]
+    chosen = small.system().changed(settings)
+    files = [tmp_path / "autoencoder.pt", tmp_path / "denoiser.pt"]
+    for stage, path in zip((small.autoencoder, small.denoiser), files, strict=True):
+        stage(chosen, pairs).trainer.save(path)
+    request = Request(*files, out=tmp_path, name="mine", variants=(), size=small.SIDE)
+    card = read_card(convert(request, say=lambda line: None))
+    noise = card.diffusion
+    assert (noise.prediction, noise.schedule, noise.latent_scale) == ("v_prediction", "scaled_linear", 0.5)
+    assert "trained by its owner" in card.summary
+    image = pairs[0].planes[0].astype(np.float32) / 65535
+    model = make(card, Settings(steps=2))
+    assert np.isfinite(model(image, Conditions(), 0).image).all()
+    with pytest.raises(TrainingError, match="check their order"):
+        own(files[1], files[0])
+    small.denoiser(small.system(), pairs).trainer.save(files[1])
+    with pytest.raises(TrainingError, match="before quantisation"):
+        own(*files)
