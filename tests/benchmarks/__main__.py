@@ -8,9 +8,9 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import receive, tasks
+from tests.benchmarks import full_size, receive, tasks
 
-TABLES = {"receive": receive.table, "tasks": tasks.table}
+TABLES = {"receive": receive.table, "tasks": tasks.table, "full-size": full_size.table}
 
 
 def machine() -> str:
