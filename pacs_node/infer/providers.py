@@ -167,6 +167,8 @@ def choices(
         else:
             reason = "the fastest that is there" if first else "the next fastest that is there"
         precision, why, warning = _precision(word, settings, exact, variants)
+        if word == "tensorrt" and not built:
+            why += "; its engines are built when it first runs (minutes; before: models verify --build)"
         found.append(
             Choice(
                 PROVIDERS[word],
