@@ -161,7 +161,7 @@ def write_graphs(
     """The three float32 graphs; each one's largest difference to torch. Raises ModelError above TOLERANCE."""
     factor = 2 ** len(published.autoencoder.channels)
     channels = published.autoencoder.code_dimension
-    side, small = request.size // factor, 2 ** (len(published.denoiser.multipliers) - 1)
+    side, small = request.size // factor, 2 ** len(published.denoiser.multipliers)
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:

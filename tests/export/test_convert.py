@@ -26,6 +26,7 @@ from export.bone_suppression.published import BS_LDM, GL_LCM, Published  # noqa:
 from pacs_node.conditions import Conditions  # noqa: E402
 from pacs_node.errors import ModelError  # noqa: E402
 from pacs_node.infer import Settings, make, read_card  # noqa: E402
+from pacs_node.infer.tables import Diffusion, Sampler, check_sampling  # noqa: E402
 from tests.export.filled import fill  # noqa: E402
 from tests.export.throwaway import save_as_published  # noqa: E402
 
@@ -281,7 +282,16 @@ def test_lungs_only_for_the_system_that_has_a_path_for_them(files: tuple[Path, P
     fixture = Path(__file__).parents[1] / "infer" / "fixtures" / "variants" / "lungs.onnx"
     with pytest.raises(ModelError, match="has no path for the lungs"):
         convert(request(files, tmp_path, lungs=fixture), print)
-    local = replace(SMALL, local=GL_LCM.local)
+    local = replace(GL_LCM, autoencoder=AUTOENCODER, denoiser=DENOISER)
     card = read_card(convert(request(files, tmp_path, lungs=fixture, published=local), print))
     assert card.files["lungs"] == "lungs.onnx"
     assert card.local is not None
+    assert (card.local.clip_start, card.sampler.name, card.sampler.steps) == (3.5, "lcm", 50)
+
+
+def test_the_authors_own_sampling_is_one_that_the_runtime_does() -> None:
+    for published in (BS_LDM, GL_LCM):
+        for sampler in (published.sampler, published.quick):
+            check_sampling(Diffusion(**published.diffusion), Sampler(**sampler))
+    noise = Diffusion(**GL_LCM.diffusion)
+    assert noise.clip_slope * 1000 / 50 == pytest.approx(0.025)  # of 50 steps, each is 20 of training
