@@ -19,6 +19,7 @@ int8
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from export.bone_suppression.graphs import Decoder, Denoiser, Encoder
@@ -49,7 +51,7 @@ from export.shipping import (
     write_card,
 )
 from pacs_node.errors import ModelError
-from pacs_node.infer import read_card
+from pacs_node.infer import Card, read_card
 from pacs_node.infer.external_data import external_files
 
 CODEBOOK = "quantizer.quantizer.embedding.weight"
@@ -94,6 +96,8 @@ def convert(request: Request, say: Callable[[str], None] = print) -> Path:
     published = request.published or own(request.autoencoder, request.denoiser) or recognised(codes)
     say(f"{published.title}: {len(codes.weights)} and {len(weights.weights)} tensors")
     check_attention(weights, published)
+    content = card(request, published)
+    check_request(request, published, content)
     autoencoder = restore(
         lambda: MLVQGAN(published.autoencoder), codes, f"{published.title}'s autoencoder (ML-VQGAN)"
     )
@@ -101,7 +105,6 @@ def convert(request: Request, say: Callable[[str], None] = print) -> Path:
     folder = request.out / f".{request.name}.{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
     try:
-        content = card(request, published)
         errors = write_graphs(folder, autoencoder, denoiser, request, published, say)
         if request.lungs is not None:
             copy_lungs(request.lungs, folder)
@@ -120,6 +123,20 @@ def convert(request: Request, say: Callable[[str], None] = print) -> Path:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return place
+
+
+def check_request(request: Request, published: Published, content: dict[str, Any]) -> None:
+    """Raises ModelError, before the long work, if name, version or size will not do."""
+    unit = 2 ** (len(published.autoencoder.channels) + len(published.denoiser.multipliers) - 1)
+    if request.size % unit:
+        raise ModelError(f"--size {request.size}: {published.title} takes multiples of {unit}. Choose one.")
+    digests = dict.fromkeys(content["files"].values(), f"sha256:{64 * '0'}")
+    try:
+        Card.model_validate_json(json.dumps(content | {"digests": digests}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ModelError(f"{key} {first['input']!r} will not do: {first['msg']}. Choose another.") from error
 
 
 def recognised(checkpoint: Checkpoint) -> Published:

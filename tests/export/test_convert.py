@@ -203,6 +203,18 @@ def test_the_system_is_told_by_its_codes_and_its_attention(tmp_path: Path) -> No
         convert(request(files, tmp_path), print)
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"version": "new one"}, "version 'new one' will not do"), ({"size": 40}, "multiples of 16")],
+)
+def test_what_cannot_be_is_said_before_the_work(
+    files: tuple[Path, Path], tmp_path: Path, more: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        convert(request(files, tmp_path, **more), print)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
 @pytest.mark.slow
 def test_a_converted_model_does_what_torch_does(files: tuple[Path, Path], tmp_path: Path) -> None:
     """All variants are written; float32 graphs do the same as torch, f16 nearly, int8 roughly."""
