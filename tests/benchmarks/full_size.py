@@ -33,7 +33,7 @@ def table() -> str:
     from pacs_node.infer.providers import available, native_bf16, native_int8
 
     words = available()
-    gpu = next((w for w in ("cuda",) if w in words and nvidia.missing(w) is None), None)
+    gpu = "cuda" if "cuda" in words and nvidia.missing("cuda") is None else None
     processor = "openvino" if "openvino" in words else "cpu"
     ways = [(processor, "auto")]
     ways += [(processor, "bf16")] if processor == "openvino" and native_bf16() and native_int8() else []
