@@ -79,6 +79,7 @@ def test_add_list_verify(make_model: MakeModel, config: Path, tmp_path: Path) ->
     assert "is there already, just the same" in again.stdout
 
 
+@pytest.mark.slow
 def test_variants_are_copied_verified_and_listed(make_model: MakeModel, config: Path, tmp_path: Path) -> None:
     """The card's own graphs stand for their variants; a broken neighbour changes only the exit code."""
     names = {role: (TINY / "tiny-bone" / f"{role}.onnx").read_bytes() for role in ("denoiser", "decoder")}
