@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 
 class Task(StrEnum):
@@ -11,3 +12,22 @@ class Task(StrEnum):
     BONE_SUPPRESSION = "bone_suppression"
     RESTORATION = "restoration"
     ANOMALY = "anomaly"
+
+
+SamplerName = Literal[
+    "ddpm",
+    "ddim",
+    "dpmpp_multistep",
+    "dpmpp_singlestep",
+    "sde_dpmpp",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "lcm",
+    "langevin",
+    "reverse_diffusion",
+    "euler_maruyama",
+    "ancestral",
+    "probability_flow",
+]
+"""How a diffusion model can be sampled: words of a model's card and of the configuration (infer/sampling)."""

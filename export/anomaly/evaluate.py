@@ -12,7 +12,6 @@ import numpy as np
 from export.anomaly import data
 from pacs_node.conditions import Conditions
 from pacs_node.infer import load, read_card
-from pacs_node.infer.anomaly import Anomaly
 
 DRAWS = 2000
 
@@ -86,7 +85,7 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, caption: str, side: int = 32
 def evaluate(model_folder: Path, folder: Path, out: Path, *, part: str = "test") -> dict[str, Any]:
     """Runs the model in ``model_folder`` on one part of the patients; table and pictures into ``out``."""
     model = load(read_card(model_folder))
-    if not isinstance(model, Anomaly):
+    if model.card.anomaly is None:
         raise TypeError(f"{model_folder} is no anomaly model")
     records = data.select(data.read_records(folder), part)
     scores, blind, tiles = [], [], []
@@ -106,8 +105,7 @@ def evaluate(model_folder: Path, folder: Path, out: Path, *, part: str = "test")
     out.mkdir(parents=True, exist_ok=True)
     rows = [np.hstack(tiles[i : i + 6]) for i in range(0, len(tiles) // 6 * 6, 6)]
     cv2.imwrite(str(out / f"anomaly-{part}.png"), np.vstack(rows))
-    thresholds = model.card.anomaly.thresholds if model.card.anomaly else None
-    assert thresholds is not None
+    thresholds = model.card.anomaly.thresholds
     found: dict[str, Any] = {
         "measured": f"{len(records)} radiographs of patients in the {part} part of NIH ChestX-ray14, No "
         "Finding against Pneumonia (often with other labels), by view; intervals: bootstrap by patient, 95%"

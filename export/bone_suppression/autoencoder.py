@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from export.devices import gathered, summed
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -72,7 +74,7 @@ class Quantiser(nn.Module):
             return latent, 1e-3 * latent.square().mean()
         rows = latent.permute(0, 2, 3, 1).reshape(-1, latent.shape[1])
         if self.training:
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(latent.device.type, enabled=False):
                 self._learn(rows.detach())
         quantised = self.codes[self.nearest(rows)]
         loss = self.commitment * F.mse_loss(rows, quantised)
@@ -85,14 +87,15 @@ class Quantiser(nn.Module):
             self._replace(torch.ones(len(self.codes), dtype=torch.bool), rows)
             self.chosen.fill_(1)
         taken = F.one_hot(self.nearest(rows), len(self.codes)).float()
-        self.counts.lerp_(taken.sum(0), 1 - self.decay)
-        self.sums.lerp_(taken.t() @ rows, 1 - self.decay)
+        self.counts.lerp_(summed(taken.sum(0)), 1 - self.decay)
+        self.sums.lerp_(summed(taken.t() @ rows), 1 - self.decay)
         self.codes.copy_(self.sums / self.counts.clamp(min=1e-5)[:, None])
         self._replace(self.counts < self.least_used, rows)
 
     def _replace(self, which: Tensor, rows: Tensor) -> None:
         """Codes that nothing uses start again at latents of this batch."""
         if which.any():
+            rows = gathered(rows)
             picks = rows[torch.randint(len(rows), (int(which.sum()),))]
             self.codes[which], self.sums[which], self.counts[which] = picks, picks.clone(), 1.0
 
@@ -121,9 +124,13 @@ class Autoencoder(nn.Module):
         """(N, 1, H, W) -> latent (N, C, H/8, W/8), not quantised."""
         return self.encoder(image)
 
+    def quantise(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent -> its codes, and the loss that holds the encoder to them."""
+        return self.quantiser(latent)
+
     def decode(self, latent: Tensor) -> Tensor:
         """Latent -> image; the latent is quantised first."""
-        return self.decoder(self.quantiser(latent)[0])
+        return self.decoder(self.quantise(latent)[0])
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The image again, and the quantiser's loss."""

@@ -2,32 +2,215 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 FOLDER = "bone-suppression-512"
 STAGES = ("autoencoder", "denoiser")
+EXAMPLES = """\
+examples:
+  python -m export pairs bone_suppression --pairs ~/dual-energy
+  python -m export train bone_suppression --shape small --pairs ~/dual-energy --minutes 600
+  torchrun --nproc-per-node 4 -m export train bone_suppression --shape published --pairs ~/dual-energy \\
+      --minutes 6000 --set batch=16 --set denoiser.rate=4e-4 --perceptual vgg16.pth
+"""
+CONVERT_EXAMPLE = """\
+example:
+  python -m export convert bone_suppression --autoencoder 2024-02-13-VQGAN.pth \\
+      --denoiser ldm-final-2024-02-16-myModel.pth --out ~/models --name bs-ldm-1024
+  pacs-node models add ~/models/bs-ldm-1024 --config pacs-node.yaml
+"""
+
+
+def options(action: str, one: ArgumentParser) -> None:
+    """What only this task takes."""
+    if action == "convert":
+        convert_options(one)
+    if action not in ("pairs", "train"):
+        return
+    one.epilog = EXAMPLES
+    one.add_argument(
+        "--pairs",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder of pairs, several times for several: DIR/cxr and DIR/soft_tissue with files named alike "
+        "(PNG, JPEG, TIFF or DICOM; lung masks in DIR/lungs), or DICOM files of studies with soft-tissue "
+        "series; default: the project's own data in --data, and 32 phantoms",
+    )
+    one.add_argument(
+        "--soft-tissue",
+        metavar="PATTERN",
+        help="what tells soft-tissue series in one DICOM folder, a regular expression for their description",
+    )
+    one.add_argument(
+        "--tone",
+        choices=("own", "radiograph"),
+        default="own",
+        help="show a DICOM twin by its own window, or by its radiograph's",
+    )
+    if action == "pairs":
+        return
+    one.add_argument("--phantoms", type=int, help="synthetic pairs to add to those of --pairs")
+    one.add_argument("--unpaired", type=Path, metavar="DIR", help="radiographs for the autoencoder too")
+    one.add_argument("--skip-defects", action="store_true", help="leave out what `pairs` calls wrong")
+    one.add_argument(
+        "--shape",
+        default="small",
+        metavar="SYSTEM",
+        help="published (= bs-ldm), gl-lcm, small, or present (what ships); default small",
+    )
+    one.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another number of the recipe (export/bone_suppression/recipes.py), of both stages or of one as "
+        "in denoiser.rate=1e-4",
+    )
+    one.add_argument("--stage", choices=STAGES, help="one stage alone; default both, half of the time each")
+    one.add_argument("--start-from", type=Path, metavar="FILE", help="weights to begin the stage with")
+    one.add_argument(
+        "--perceptual",
+        type=Path,
+        metavar="FILE",
+        help="state dict of VGG16 for the perceptual loss; default: features that need no download",
+    )
+    one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1; several by torchrun")
+    one.add_argument("--precision", default="auto", help="auto (bf16 where there is hardware), bf16 or fp32")
+    one.add_argument("--workers", type=int, default=2, help="threads that prepare samples")
+    one.add_argument("--look", type=int, help="iterations between validations, 0 for none until the end")
+    one.add_argument("--look-pairs", type=int, default=8, help="pairs of each source to look at, 0 for none")
+
+
+def convert_options(one: ArgumentParser) -> None:
+    """What ``convert`` takes; export/bone_suppression/convert.py says more."""
+    one.epilog = CONVERT_EXAMPLE
+    one.add_argument("--autoencoder", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
+    one.add_argument("--denoiser", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the model's folder goes")
+    one.add_argument("--name", required=True, help="of the model and its folder: small letters, digits, -")
+    one.add_argument("--version", default="1.0.0", help="of the model, for the card")
+    one.add_argument(
+        "--published", choices=("bs-ldm", "gl-lcm"), help="which system; default: told by the number of codes"
+    )
+    one.add_argument("--lungs", type=Path, metavar="ONNX", help="GL-LCM's lung segmentation, image -> mask")
+    one.add_argument(
+        "--variants",
+        nargs="*",
+        choices=("f16", "int8"),
+        default=["f16", "int8"],
+        help="graphs beside the float32 ones; default both; int8 only as far as it holds its quality",
+    )
+    one.add_argument(
+        "--weights", choices=("float", "half"), default="float", help="how the float32 graphs are stored"
+    )
+    one.add_argument(
+        "--result",
+        choices=("replace", "subtract"),
+        default="replace",
+        help="the decoded image itself, as published, or the radiograph less the bones found",
+    )
+    one.add_argument("--size", type=int, default=1024, help="side of the images; the published ones are 1024")
+    one.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="radiographs (PNG, JPEG, TIFF, DICOM) for int8, the first for its gate; default: drawn ones",
+    )
+    one.add_argument("--min-psnr", type=float, default=40.0, help="dB that int8 must keep to float32's image")
+    one.add_argument("--gate-steps", type=int, default=20, help="sampling steps of that comparison")
+
+
+def convert(arguments: Namespace) -> None:
+    """Writes the model's folder and says how to take it in."""
+    from export.bone_suppression.convert import Request
+    from export.bone_suppression.convert import convert as make
+    from export.bone_suppression.int8 import Int8
+    from export.bone_suppression.published import PUBLISHED
+    from export.bone_suppression.reading import read_alone
+
+    place = make(
+        Request(
+            autoencoder=arguments.autoencoder,
+            denoiser=arguments.denoiser,
+            out=arguments.out,
+            name=arguments.name,
+            version=arguments.version,
+            published=PUBLISHED.get(arguments.published),
+            lungs=arguments.lungs,
+            variants=tuple(arguments.variants),
+            weights=arguments.weights,
+            result=arguments.result,
+            size=arguments.size,
+            images=[read_alone(path) for path in arguments.images],
+            int8=Int8(arguments.min_psnr, arguments.gate_steps),
+        )
+    )
+    print(f"{place}: written. Take it in with: pacs-node models add {place}")
+
+
+def pairs(arguments: Namespace) -> None:
+    """Lists all pairs and everything that is wrong; exit code 1 if anything is."""
+    from export.bone_suppression.pairs import SOFT, DataError, Defect, find
+    from export.bone_suppression.reading import read_pair
+
+    defects: list[Defect] = []
+    patients: set[str] = set()
+    count = 0
+    for folder in arguments.pairs or own_folders(arguments.data):
+        findings = find(folder, arguments.soft_tissue or SOFT)
+        defects += findings.defects
+        for found in findings.pairs:
+            try:
+                read = read_pair(found, arguments.tone)
+            except DataError as error:
+                defects += error.defects
+                continue
+            count += 1
+            patients.add(found.patient)
+            rows, columns = read.radiograph.shape
+            lungs = ", lungs" if found.lungs else ""
+            print(
+                f"{found.name}: {rows} x {columns}, {max(read.bits)} bits, correlation "
+                f"{read.correlation:.3f}, bones {read.change:+.3f}{lungs}",
+                *(f"note: {remark}" for remark in read.remarks),
+                sep="\n  ",
+            )
+        for note in findings.notes:
+            print(f"note: {note}")
+    print(f"{count} pairs of {len(patients)} patients")
+    if defects:
+        raise DataError(defects)
+
+
+def own_folders(data: Path) -> list[Path]:
+    """The project's own training pairs. The SZCH pairs are for validation alone."""
+    return [data / "jsrt_bse", data / "des_gusarev"]
 
 
 def train(arguments: Namespace) -> None:
     """Trains the autoencoder, then the denoiser; half of the minutes each, or one stage alone."""
-    from export.bone_suppression.train import train_autoencoder, train_denoiser
+    from export.bone_suppression.recipes import system
+    from export.bone_suppression.stages import Stage
+    from export.devices import place
 
+    chosen = system(arguments.shape, arguments.set)
     stages = [arguments.stage] if arguments.stage else list(STAGES)
-    for stage in stages:
-        print(f"-- {stage}", flush=True)
-        {"autoencoder": train_autoencoder, "denoiser": train_denoiser}[stage](
-            arguments.data,
-            arguments.runs / "bone_suppression",
-            minutes=arguments.minutes / len(stages),
-            iterations=arguments.iterations,
-        )
+    with place(arguments.device, arguments.precision) as here:
+        for name in stages:
+            Stage(name, chosen, here, arguments, own_folders(arguments.data)).train(
+                arguments.minutes / len(stages)
+            )
 
 
 def onnx(arguments: Namespace) -> None:
     """Writes graphs and card."""
     from export.bone_suppression.ship import ship
 
-    errors = ship(arguments.data, arguments.runs, arguments.models / FOLDER, version=arguments.version)
+    errors = ship(arguments.runs, arguments.models / FOLDER, version=arguments.version)
     print("largest difference to torch:", ", ".join(f"{role} {error:.1e}" for role, error in errors.items()))
 
 

@@ -1,128 +1,226 @@
-"""Radiographs and their soft-tissue twins, varied in bone strength and tone so that a model carries to other
-makers.
-"""
+"""What training draws from: squares of pairs kept ready, varied in bones and tone, in a fixed order."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 from torch import Tensor, from_numpy
 
+from export.bone_suppression.pairs import SOFT, DataError, Defect, Found, digest, find
+from export.bone_suppression.reading import LEVELS, fault, read_alone, read_pair, square
 from pacs_node.phantom import Phantom
 
-SIZE = 512
 Array = np.ndarray
+#: One patient in this many is left out of training, to validate.
+HELD_OUT = 8
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One radiograph (rows, columns) and the same without bones: uint8, bone-bright, of one size."""
+class Squares:
+    """Planes (k, S, S) uint16 from black to white, bone-bright: a radiograph (k = 1), its soft tissue (2),
+    its lungs (3). ``name`` is source/file.
+    """
 
     name: str
-    radiograph: Array
-    soft_tissue: Array
+    patient: str
+    planes: Array
+
+    @property
+    def source(self) -> str:
+        """The folder that it came from."""
+        return self.name.split("/")[0]
 
 
-def held_out(name: str) -> bool:
-    """Whether a JSRT image (one a patient) is left out of training: one in eight, by a hash of its file
-    name.
-    """
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 8 == 0
+def held_out(patient: str) -> bool:
+    """Whether a patient (a digest) is left out of training."""
+    return int(patient, 16) % HELD_OUT == 0
 
 
-def read_pairs(folder: Path, size: int | None = SIZE) -> list[Pair]:
-    """The pairs ``folder/cxr/NAME`` and ``folder/soft_tissue/NAME``; ``size`` None keeps the matrix as it is.
+def left_out(patients: Iterable[str]) -> set[str]:
+    """Those to validate with: by their digests, so that they stay the same when others join; of few, one."""
+    everyone = set(patients)
+    out = {p for p in everyone if held_out(p)}
+    return out if out and len(out) < len(everyone) else {min(everyone)}
 
-    Raises FileNotFoundError if there are none or a twin is missing, ValueError if one cannot be read or the
-    two sizes differ
-    by more than a pixel (a pixel is cut off).
-    """
-    names = sorted(p.name for p in (folder / "cxr").glob("*.*"))
-    if not names:
-        raise FileNotFoundError(
-            f"{folder}/cxr holds no radiographs; give a folder with cxr/ and soft_tissue/"
+
+def split(pairs: Sequence[Squares]) -> tuple[list[Squares], list[Squares]]:
+    """Pairs to train and to validate with, no patient in both. Raises DataError for one patient alone."""
+    out = left_out(p.patient for p in pairs)
+    learnt = [p for p in pairs if p.patient not in out]
+    if not learnt:
+        raise DataError(
+            [
+                Defect(
+                    "the training data",
+                    f"has {len(pairs)} pairs of one patient; one must be left out to validate with",
+                    "Give pairs of two patients at least (images of other names, DICOM of other Patient IDs)",
+                )
+            ]
         )
-    pairs = []
-    for name in names:
-        paths = folder / "cxr" / name, folder / "soft_tissue" / name
-        if not paths[1].exists():
-            raise FileNotFoundError(f"{paths[0]} has no twin; expected {paths[1]}")
-        both = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE) for p in paths]
-        for path, image in zip(paths, both, strict=True):
-            if image is None:
-                raise ValueError(f"{path} is not a readable image")
-        (rows, columns), (rows_of_twin, columns_of_twin) = both[0].shape, both[1].shape
-        if abs(rows - rows_of_twin) > 1 or abs(columns - columns_of_twin) > 1:
-            raise ValueError(
-                f"{paths[0]} is {rows} x {columns}, its twin {rows_of_twin} x {columns_of_twin}; "
-                "a pair must show the same field"
-            )
-        part = np.s_[: min(rows, rows_of_twin), : min(columns, columns_of_twin)]
-        both = [image[part] for image in both]
-        if size is not None:
-            both = [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in both]
-        pairs.append(Pair(f"{folder.name}/{name}", *both))
+    return learnt, [p for p in pairs if p.patient in out]
+
+
+def kept(cache: Path, key: str, make: Callable[[], Array]) -> Array:
+    """``make()``, or what it gave before under this key; mapped from disk, so that processes share it."""
+    path = cache / "squares" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part.npy")
+        np.save(temporary, make())
+        temporary.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _state(*paths: Path | None) -> str:
+    """Changes when the files do."""
+    return "|".join(f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in paths if p)
+
+
+def load(
+    folders: Sequence[Path],
+    size: int,
+    cache: Path,
+    *,
+    tone: str = "own",
+    soft: str = SOFT,
+    skip_defects: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Squares]:
+    """All pairs of the folders at ``size``, kept in ``cache``.
+
+    Raises DataError with all defects of all pairs, unless they are to be skipped (``tell`` then names them).
+    """
+    pairs: list[Squares] = []
+    defects: list[Defect] = []
+    for folder in folders:
+        findings = find(folder, soft)
+        defects += findings.defects
+        for number, found in enumerate(findings.pairs, 1):
+            try:
+                planes = kept(
+                    cache,
+                    f"pair {size} {tone} {_state(found.radiograph, found.soft_tissue, found.lungs)}",
+                    lambda found=found: read_pair(found, tone).planes(size),  # type: ignore[misc]
+                )
+            except DataError as error:
+                defects += error.defects
+                continue
+            pairs.append(Squares(found.name, found.patient, planes))
+            if number % 50 == 0:
+                tell(f"{folder}: {number} of {len(findings.pairs)} pairs")
+    if defects and not skip_defects:
+        raise DataError(defects)
+    for defect in defects:
+        tell(f"left out: {defect}")
+    if not pairs:
+        raise DataError(defects)
     return pairs
 
 
-def phantoms(count: int, cache: Path, size: int = SIZE) -> list[Pair]:
-    """Synthetic pairs in which bone and soft tissue are known exactly; kept in ``cache``."""
-    file = cache / f"phantoms-{count}-{size}.npy"
-    if not file.exists():
-        images = []
-        for seed in range(count):
-            shown = Phantom(
-                seed, "AP" if seed % 3 == 0 else "PA", "MF"[seed % 2], 25 + seed * 7 % 60, nodules=seed % 3
-            ).render(size)
-            images.append([np.round(np.clip(i, 0, 1) * 255) for i in (shown.radiograph, shown.soft_tissue)])
-        cache.mkdir(parents=True, exist_ok=True)
-        np.save(file, np.asarray(images, np.uint8))
-    return [Pair(f"phantom/{seed}", *both) for seed, both in enumerate(np.load(file))]
+def phantoms(count: int, size: int, cache: Path) -> list[Squares]:
+    """Synthetic pairs in which bone, soft tissue and lungs are known exactly."""
+
+    def planes(seed: int) -> Array:
+        view = "AP" if seed % 3 == 0 else "PA"
+        shown = Phantom(seed, view, "MF"[seed % 2], 25 + seed * 7 % 60, nodules=seed % 3).render(size)
+        return np.stack(
+            [
+                square(image.astype(np.float32), size)
+                for image in (shown.radiograph, shown.soft_tissue, shown.lung_mask)
+            ]
+        )
+
+    return [
+        Squares(
+            f"phantom/{seed}",
+            digest(f"phantom {seed}"),
+            kept(cache, f"phantom {seed} {size}", lambda seed=seed: planes(seed)),  # type: ignore[misc]
+        )
+        for seed in range(count)
+    ]
 
 
-def training_pairs(data: Path, cache: Path) -> list[Pair]:
-    """JSRT without the patients held out, the Gusarev pairs and phantoms. The SZCH pairs are for validation
-    alone.
-    """
-    jsrt = [p for p in read_pairs(data / "jsrt_bse") if not held_out(Path(p.name).name)]
-    return jsrt + 2 * read_pairs(data / "des_gusarev") + phantoms(32, cache)
+def alone(paths: Sequence[Path], size: int, cache: Path) -> list[Squares]:
+    """Radiographs without twins, from which an autoencoder learns too. Raises DataError."""
+    if not paths:
+        raise fault(Path("--unpaired"), "holds no images", "Give a folder of PNG, JPEG, TIFF or DICOM files")
+    return [
+        Squares(
+            f"{path.parent.name}/{path.stem}",
+            digest(path.name),
+            kept(
+                cache,
+                f"alone {size} {_state(path)}",
+                lambda path=path: square(read_alone(path), size)[None],  # type: ignore[misc]
+            ),
+        )
+        for path in paths
+    ]
 
 
-def vary(pair: Pair, rng: np.random.Generator) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class Order:
+    """Every item once an epoch, in an order that the seed and the epoch alone decide."""
+
+    items: int
+    batch: int
+    seed: int
+
+    def __call__(self, iteration: int, index: int) -> int:
+        """Which item is number ``index`` of this iteration's batch."""
+        epoch, place = divmod(iteration * self.batch + index, self.items)
+        return int(_shuffled(self.items, self.seed, epoch)[place])
+
+
+@lru_cache(maxsize=4)
+def _shuffled(items: int, seed: int, epoch: int) -> Array:
+    return np.random.default_rng((seed, epoch, items)).permutation(items)
+
+
+def vary(planes: Sequence[Array], rng: np.random.Generator) -> list[Array]:
     """Stronger or weaker bones (0.8 to 3.5 times), another tone curve and contrast, mirrored or not.
 
-    -> radiograph and soft tissue, float32 in [-1, 1]. What the model must learn is what bone looks like, not
-    how strongly
-    one maker shows it.
+    A radiograph and, if it has them, soft tissue and lungs; in [0, 1] and staying there. What the model must
+    learn is what bone looks like, not how strongly one maker shows it.
     """
-    radiograph, soft = (image.astype(np.float32) / 255 for image in (pair.radiograph, pair.soft_tissue))
-    radiograph = soft + np.exp(rng.uniform(np.log(0.8), np.log(3.5))).astype(np.float32) * (radiograph - soft)
-    low = min(float(radiograph.min()), 0.0)
-    high = max(float(radiograph.max()), 1.0)
+    images = list(planes[:2])
+    if len(images) == 2:
+        radiograph, soft = images
+        images[0] = soft + np.float32(np.exp(rng.uniform(np.log(0.8), np.log(3.5)))) * (radiograph - soft)
+    low = min(float(images[0].min()), 0.0)
+    high = max(float(images[0].max()), 1.0)
     gamma, contrast = np.exp(rng.uniform(-0.5, 0.5)), rng.uniform(0.7, 1.1)
     offset = rng.uniform(-0.1, 0.1) + (1 - contrast) / 2
-    mirrored = rng.random() < 0.5
-
-    def toned(image: Array) -> Array:
-        image = np.clip(np.clip((image - low) / (high - low), 0, 1) ** gamma * contrast + offset, 0, 1)
-        return (image[:, ::-1] if mirrored else image) * 2 - 1
-
-    return toned(radiograph), toned(soft)
+    for number, image in enumerate(images):
+        toned = np.clip((image - low) / (high - low), 0, 1) ** np.float32(gamma)
+        images[number] = np.clip(toned * np.float32(contrast) + np.float32(offset), 0, 1)
+    both = [*images, *planes[2:]]
+    return [image[:, ::-1] for image in both] if rng.random() < 0.5 else both
 
 
-def crops(images: list[tuple[Array, ...]], side: int, rng: np.random.Generator) -> list[Tensor]:
-    """The same random square of each tuple's images, as one (N, 1, side, side) tensor a member of the
-    tuples.
+def draw(
+    squares: Squares, rng: np.random.Generator, *, crop: int = 0, varied: bool = False, masked: bool = False
+) -> list[Tensor]:
+    """The images of one example (1, crop, crop) in [-1, 1]: the whole square if ``crop`` is 0.
+
+    ``masked``: black outside the lungs, as GL-LCM's local path sees a radiograph.
     """
-    cut = []
-    for same_field in images:
-        top, left = rng.integers(0, same_field[0].shape[0] - side + 1, size=2)
-        cut.append([image[top : top + side, left : left + side] for image in same_field])
-    return [
-        from_numpy(np.ascontiguousarray(np.stack(members)[:, None], np.float32))
-        for members in zip(*cut, strict=True)
-    ]
+    side = squares.planes.shape[-1]
+    planes = [plane.astype(np.float32) / LEVELS for plane in squares.planes]
+    if varied:
+        planes = vary(planes, rng)
+    images = [image * planes[2] for image in planes[:2]] if masked else planes[:2]
+    top, left = rng.integers(0, side - crop + 1, size=2) if crop else (0, 0)
+    window = np.s_[top : top + (crop or side), left : left + (crop or side)]
+    return [from_numpy(np.ascontiguousarray(image[window])[None] * 2 - 1) for image in images]
+
+
+def native(found: Found) -> tuple[Array, Array]:
+    """Radiograph and soft tissue in their own matrix, [0, 1]."""
+    read = read_pair(found)
+    return read.radiograph, read.soft_tissue

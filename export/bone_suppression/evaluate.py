@@ -8,31 +8,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from export.bone_suppression.data import Pair, held_out, read_pairs
-from export.restoration.evaluate import psnr, ssim
+from export.bone_suppression.data import held_out, native
+from export.bone_suppression.metrics import bone_suppression_ratio, psnr, ssim
+from export.bone_suppression.pairs import Found, find
 from pacs_node.conditions import Conditions
 from pacs_node.infer import Settings, load, read_card
 
 
-def bone_suppression_ratio(result: np.ndarray, radiograph: np.ndarray, soft_tissue: np.ndarray) -> float:
-    """BSR as in BS-LDM's metrics: 1 - sum((result - soft)^2) / sum((radiograph - soft)^2), means removed,
-    where positive.
-
-    The residual above the soft-tissue image, shifted to equal means, against the bone's energy; 1 is all bone
-    gone.
-    """
-
-    def energy(image: np.ndarray) -> float:
-        difference = (image - image.mean()) - (soft_tissue - soft_tissue.mean())
-        return float(np.square(np.maximum(difference, 0)).sum())
-
-    return 1 - energy(result) / max(energy(radiograph), 1e-12)
-
-
-def sources(data: Path) -> dict[str, list[Pair]]:
-    """Pairs that were not trained on, by where they come from, at their own matrix."""
-    jsrt = [p for p in read_pairs(data / "jsrt_bse", None) if held_out(Path(p.name).name)]
-    return {"SZCH dual energy": read_pairs(data / "des_szch", None), "JSRT held out": jsrt}
+def sources(data: Path) -> dict[str, list[Found]]:
+    """Pairs that were not trained on, by where they come from."""
+    jsrt = [p for p in find(data / "jsrt_bse").pairs if held_out(p.patient)]
+    return {"SZCH dual energy": find(data / "des_szch").pairs, "JSRT held out": jsrt}
 
 
 def tile(*images: np.ndarray) -> np.ndarray:
@@ -48,7 +34,7 @@ def evaluate(folder: Path, data: Path, out: Path, steps: int | None = None) -> d
     for source, pairs in sources(data).items():
         rows, tiles = [], []
         for index, pair in enumerate(pairs):
-            image, soft = (i.astype(np.float32) / 255 for i in (pair.radiograph, pair.soft_tissue))
+            image, soft = native(pair)
             result = model(image, Conditions(), seed=index)
             rows.append(
                 (

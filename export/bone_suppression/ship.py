@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.bone_suppression.data import SIZE, training_pairs
-from export.bone_suppression.train import AUTOENCODER, DENOISER, latent_scale, load_autoencoder, load_denoiser
+from export.bone_suppression.recipes import system
+from export.bone_suppression.train import (
+    AUTOENCODER,
+    DENOISER,
+    load_autoencoder,
+    load_denoiser,
+    load_diffusion,
+)
 from export.shipping import export_graph, parity, write_card
 
-STEPS = 4
+SIZE, STEPS = 512, 4
 
 
 def card(version: str, scale: float) -> dict[str, Any]:
@@ -53,7 +59,7 @@ def card(version: str, scale: float) -> dict[str, Any]:
                 "Gusarev pairs: published in an MIT repository, terms of the images unclear",
                 "NIH Clinical Center: free use with attribution; Wang et al., ChestX-ray8, CVPR 2017",
             ],
-            "recipe": "python -m export train bone_suppression --minutes 70 && "
+            "recipe": "python -m export train bone_suppression --shape present --minutes 70 && "
             "python -m export onnx bone_suppression",
             "notes": [
                 "The bones of the training pairs are varied from 0.8 to 3.5 times their "
@@ -105,11 +111,13 @@ class Decoder(nn.Module):
         return self.decoder(self.codes[cost.argmin(1)].permute(0, 3, 1, 2))
 
 
-def ship(data: Path, runs: Path, folder: Path, *, version: str) -> dict[str, float]:
+def ship(runs: Path, folder: Path, *, version: str) -> dict[str, float]:
     """Writes the three graphs and ``card.toml``; returns each one's largest difference to torch."""
-    autoencoder = load_autoencoder(runs / "bone_suppression" / AUTOENCODER)
-    denoiser = load_denoiser(runs / "bone_suppression" / DENOISER)
-    scale = latent_scale(autoencoder, training_pairs(data, runs / "cache"))
+    present = system("present")
+    checkpoints = runs / "bone_suppression" / present.name
+    autoencoder = load_autoencoder(present, checkpoints / AUTOENCODER)
+    denoiser = load_denoiser(present, checkpoints / DENOISER)
+    scale = load_diffusion(checkpoints / DENOISER)["latent_scale"]
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(2, 1, SIZE, SIZE, generator=generator) * 2 - 1
     latent = autoencoder.encode(image)

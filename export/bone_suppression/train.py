@@ -1,179 +1,172 @@
-"""Training: first the autoencoder, then the denoiser in its latent space."""
+"""What both stages share. One recipe for every system: first the autoencoder, then the denoiser.
+
+Which samples an iteration takes, how they are varied and which noise they get follows from the seed, the
+iteration and the sample's number in the batch: the same on one device or several, stopped or not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch import nn
 
-from export.anomaly import data as nih
-from export.bone_suppression import autoencoder, denoiser
-from export.bone_suppression.data import SIZE, Pair, crops, training_pairs, vary
-from export.restoration.diffusion import TRAIN_STEPS, add_noise, alphas_cumprod
-from export.training import Trainer, averaged, run
+from export.bone_suppression.data import Squares
+from export.bone_suppression.losses import Discriminator
+from export.bone_suppression.recipes import AutoencoderRecipe, Recipe, System, kept
+from export.devices import Place
+from export.training import Feed, Trainer, TrainingError, averaged, read, run, say
 
 AUTOENCODER, DENOISER = "autoencoder.pt", "denoiser.pt"
-#: From here on a discriminator watches the decoded image; before, there is nothing worth telling apart.
-ADVERSARIAL_FROM, ADVERSARIAL_WEIGHT = 1000, 0.005
-#: Noise that is constant over each channel's plane, as a share of the rest (BS-LDM, section III-C).
-OFFSET_NOISE = 0.1
 
 
-class Adversaries(nn.Module):
-    """The autoencoder and its discriminator as one model: one optimiser, one checkpoint."""
-
-    def __init__(self, shape: autoencoder.Shape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.autoencoder = autoencoder.Autoencoder(shape)
-        self.discriminator = autoencoder.Discriminator()
-
-    def fooled(self, image: Tensor) -> Tensor:
-        """The discriminator's view of ``image``, with gradients for the image alone."""
-        fixed = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-        return torch.func.functional_call(self.discriminator, fixed, (image,))
-
-
-def slopes(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences between neighbours, down and across."""
-    return image.diff(dim=2), image.diff(dim=3)
-
-
-def distance(image: Tensor, reference: Tensor) -> Tensor:
-    """L1 of the image and of its slopes, at full and at a quarter of the side: ribs are edges and shadows."""
-    total = torch.zeros(())
-    for factor in (1, 4):
-        a, b = (F.avg_pool2d(i, factor) for i in (image, reference))
-        total = (
-            total + F.l1_loss(a, b) + sum(F.l1_loss(x, y) for x, y in zip(slopes(a), slopes(b), strict=True))
-        )
-    return total
-
-
-def autoencoder_trainer(shape: autoencoder.Shape, *, seed: int = 0) -> Trainer:
-    """The recipe's trainer of the autoencoder."""
-    return Trainer(lambda: Adversaries(shape), rate=2e-4, warm_up=100, decay=0.01, clip=1.0, seed=seed)
-
-
-def autoencoder_step(
-    trainer: Trainer, pairs: list[Pair], others: list[Pair], batch: int, crop: int
-) -> dict[str, float]:
-    """One update on crops of either image of a pair, or of a radiograph without a twin. Returns the terms."""
-    rng = trainer.rng()
-    images = []
-    for _ in range(batch):
-        source = others if others and rng.random() < 0.3 else pairs
-        images.append((vary(source[rng.integers(len(source))], rng)[rng.integers(2)],))
-    (image,) = crops(images, crop, rng)
-    model: Adversaries = trainer.model  # type: ignore[assignment]
-    with torch.autocast("cpu", torch.bfloat16):
-        decoded, quantisation = model.autoencoder(image)
-    decoded = decoded.float()
-    terms = {"distance": distance(decoded, image), "quantisation": quantisation.float()}
-    if trainer.iteration >= ADVERSARIAL_FROM:
-        real, false = model.discriminator(image), model.discriminator(decoded.detach())
-        terms["adversarial"] = ADVERSARIAL_WEIGHT * (model.fooled(decoded) - 1).square().mean()
-        terms["discriminator"] = 0.5 * ((real - 1).square().mean() + false.square().mean())
-    return trainer.update(terms)
-
-
-def load_autoencoder(path: Path) -> autoencoder.Autoencoder:
-    """The averaged autoencoder of a checkpoint."""
-    shape, weights = averaged(path, autoencoder.Shape)
-    model = Adversaries(shape)
-    model.load_state_dict(weights)
-    return model.autoencoder.eval().requires_grad_(False)
-
-
-def denoiser_trainer(shape: denoiser.Shape, *, seed: int = 1) -> Trainer:
-    """The recipe's trainer of the denoiser."""
-    return Trainer(
-        lambda: denoiser.Denoiser(shape),
-        rate=3e-4,
-        warm_up=50,
-        decay=0.01,
-        clip=1.0,
-        average=0.995,
-        seed=seed,
-    )
-
-
-def latent_scale(encoder: autoencoder.Autoencoder, pairs: list[Pair]) -> float:
-    """What brings latents to unit variance, measured on radiographs of the first pairs."""
-    images = torch.stack([torch.from_numpy(p.radiograph)[None].float() / 127.5 - 1 for p in pairs[:16]])
-    return float(1 / encoder.encode(images).std())
-
-
-def denoiser_step(
-    trainer: Trainer,
-    encoder: autoencoder.Autoencoder,
-    scale: float,
-    pairs: list[Pair],
-    batch: int,
-    crop: int,
-    alphas: Tensor,
-) -> dict[str, float]:
-    """One update on crops of varied pairs. Returns the loss and, beside it, what doing nothing would cost."""
-    rng = trainer.rng()
-    radiograph, soft = crops([vary(pairs[rng.integers(len(pairs))], rng) for _ in range(batch)], crop, rng)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        condition, clean = (encoder.encode(image).float() * scale for image in (radiograph, soft))
-    # Nearly a third of the steps from nearly pure noise, where few-step sampling does most of its work.
-    uniform = torch.from_numpy(rng.integers(TRAIN_STEPS, size=batch))
-    late = torch.from_numpy(rng.random(batch) < 0.3)
-    timestep = torch.where(late, TRAIN_STEPS - 1 - uniform // 10, uniform)
-    noise = torch.randn_like(clean) + OFFSET_NOISE * torch.randn(*clean.shape[:2], 1, 1)
-    sample = add_noise(clean, noise, timestep, alphas)
-    with torch.autocast("cpu", torch.bfloat16):
-        prediction = trainer.model(sample, condition, timestep.float())
-    terms = trainer.update({"error": F.l1_loss(prediction.float(), clean)})
-    return terms | {"unchanged": float(F.l1_loss(condition, clean))}
-
-
-def train_autoencoder(
-    data: Path, out: Path, *, minutes: float, iterations: int | None = None, batch: int = 4, crop: int = 192
-) -> None:
-    """Trains for ``minutes``, going on from ``out/autoencoder.pt`` if it is there."""
-    pairs = training_pairs(data, out.parent / "cache")
-    records = nih.select(nih.read_records(data), "train")[:300]
-    images = nih.read_images([r.path for r in records], SIZE, out.parent / "cache")
-    others = [Pair(r.path.name, image, image) for r, image in zip(records, images, strict=True)]
-    trainer = autoencoder_trainer(autoencoder.Shape())
-    run(
-        trainer,
-        lambda: autoencoder_step(trainer, pairs, others, batch, crop),
-        out / AUTOENCODER,
-        minutes=minutes,
-        iterations=iterations,
-        every=50,
-    )
-
-
-def train_denoiser(
-    data: Path, out: Path, *, minutes: float, iterations: int | None = None, batch: int = 8, crop: int = 256
-) -> None:
-    """Trains for ``minutes``, going on from ``out/denoiser.pt`` if it is there. Needs
-    ``out/autoencoder.pt``.
+@dataclass(frozen=True)
+class Item:
+    """What one sample shows: a pair (or a radiograph alone), masked by its lungs or not; which ``plane``
+    alone, if not both.
     """
-    pairs = training_pairs(data, out.parent / "cache")
-    encoder, alphas = load_autoencoder(out / AUTOENCODER), alphas_cumprod()
-    scale = latent_scale(encoder, pairs)
-    trainer = denoiser_trainer(denoiser.Shape())
-    run(
-        trainer,
-        lambda: denoiser_step(trainer, encoder, scale, pairs, batch, crop, alphas),
-        out / DENOISER,
-        minutes=minutes,
-        iterations=iterations,
-        every=25,
+
+    squares: Squares
+    masked: bool = False
+    plane: int | None = None
+
+
+def items(recipe: Recipe, pairs: Sequence[Squares]) -> list[Item]:
+    """Every pair, and once more masked if the recipe says so. Raises TrainingError if none has lungs."""
+    found = [Item(s) for s in pairs]
+    if recipe.masked:
+        with_lungs = [s for s in pairs if len(s.planes) == 3]
+        if not with_lungs:
+            raise TrainingError(
+                "the recipe wants radiographs masked by their lungs, and no pair has a lung mask; put "
+                "masks in lungs/ beside cxr/, add phantoms, or set masked=false"
+            )
+        found += [Item(s, masked=True) for s in with_lungs]
+    return found
+
+
+def plan(recipe: Recipe, count: int) -> tuple[int, list[tuple[int, float]]]:
+    """Iterations of all epochs over ``count`` samples, and the milestones as (iteration, rate)."""
+    epoch = max(1, count // recipe.batch)
+    steps = [
+        (after * epoch, recipe.rate * recipe.factor**number)
+        for number, after in enumerate(recipe.milestones, 1)
+    ]
+    return recipe.epochs * epoch, steps
+
+
+def trainer(
+    system: System,
+    stage: str,
+    recipe: Recipe,
+    make: Callable[[], nn.Module],
+    count: int,
+    place: Place,
+    diffusion: dict[str, Any] | None = None,
+    **more: Any,
+) -> Trainer:
+    """The recipe's trainer of one stage over ``count`` samples an epoch."""
+    settings = {"system": system.name, "network": stage, **kept(recipe)}
+    if diffusion:
+        settings["diffusion"] = diffusion
+    if isinstance(recipe, AutoencoderRecipe) and recipe.adversarial:
+        width = recipe.opponent_width
+        more |= {"opponent": lambda: Discriminator(width), "opponent_rate": recipe.opponent_rate}
+    return Trainer(
+        make,
+        rate=recipe.rate,
+        warm_up=recipe.warm_up,
+        decay=recipe.decay,
+        epsilon=recipe.epsilon,
+        clip=recipe.clip or None,
+        average=recipe.average or None,
+        seed=recipe.seed,
+        milestones=plan(recipe, count)[1],
+        settings=settings,
+        fixed=("network", "diffusion", "quantised", "requantised"),
+        place=place,
+        **more,
     )
 
 
-def load_denoiser(path: Path) -> denoiser.Denoiser:
-    """The averaged denoiser of a checkpoint."""
-    shape, weights = averaged(path, denoiser.Shape)
-    model = denoiser.Denoiser(shape)
+class Training(Protocol):
+    """A stage: its trainer, its samples, and its step."""
+
+    recipe: Any
+    items: Sequence[Item]
+    trainer: Trainer
+    place: Place
+    feed: Feed[Any]
+
+    def step(self) -> dict[str, float]:
+        """One update; what to tell of it."""
+        ...
+
+
+def add(report: dict[str, float], values: dict[str, float]) -> None:
+    """Sums by name."""
+    for name, value in values.items():
+        report[name] = report.get(name, 0.0) + value
+
+
+def load_autoencoder(system: System, path: Path) -> nn.Module:
+    """The autoencoder of a checkpoint, averaged if it was; its shape must be the system's."""
+    return _load(system.make_autoencoder, system.autoencoder_shape, path)
+
+
+def load_denoiser(system: System, path: Path) -> nn.Module:
+    """The denoiser of a checkpoint, averaged if it was; its shape must be the system's."""
+    return _load(system.make_denoiser, system.denoiser_shape, path)
+
+
+def _load(make: Callable[[Any], nn.Module], shape: Any, path: Path) -> nn.Module:
+    found, weights = averaged(path, type(shape))
+    if found != shape:
+        raise TrainingError(f"{path} holds {found}, not {shape}; choose its system by --shape")
+    model = make(shape)
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)
+
+
+def load_diffusion(path: Path) -> dict[str, Any]:
+    """The card's table [diffusion] of a denoiser's checkpoint, the measured latent_scale included."""
+    found: dict[str, Any] = read(path)["settings"]["diffusion"]
+    return found
+
+
+def train(
+    training: Training,
+    checkpoint: Path,
+    *,
+    minutes: float,
+    iterations: int | None = None,
+    look: Callable[[], None] | None = None,
+    look_every: int | None = None,
+    every: int = 20,
+) -> None:
+    """Trains for ``minutes``, to the last epoch or to ``iterations``, whichever comes first; goes on from
+    ``checkpoint`` if it is there.
+    """
+    recipe, count = training.recipe, len(training.items)
+    last = plan(recipe, count)[0]
+    epoch = max(1, count // recipe.batch)
+    say(
+        training.place,
+        f"{count} samples, {epoch} iterations an epoch, {last} in all; {training.place.device}, "
+        f"{str(training.place.precision).removeprefix('torch.')}, {training.place.world} processes",
+    )
+    try:
+        run(
+            training.trainer,
+            training.step,
+            checkpoint,
+            minutes=minutes,
+            iterations=min(last, iterations or last),
+            every=every,
+            look=look,
+            look_every=max(1, round(recipe.look * epoch)) if look_every is None else look_every,
+        )
+    finally:
+        training.feed.close()

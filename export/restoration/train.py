@@ -87,7 +87,7 @@ def make_trainer(shape: Shape, *, rate: float = 1e-3, seed: int = 0) -> Trainer:
         decay=0.01,
         clip=0.3,
         seed=seed,
-        later=(FIRST, 3e-4),  # at 1e-3 it diverged at iteration 780
+        milestones=((FIRST, 3e-4),),  # at 1e-3 it diverged at iteration 780
         betas=(0.9, 0.99),
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pacs_node.config.destinations import OrthancDestination
@@ -30,6 +31,9 @@ from pacs_node.config.reachability import Contradiction, unreachable
 from pacs_node.config.source import Source, Where
 from pacs_node.errors import ModelError, PacsNodeError, Problem
 from pacs_node.tasks import Task
+
+if TYPE_CHECKING:
+    from pacs_node.infer.cards import Card
 
 
 def check(config: Config, source: Source, environ: Mapping[str, str] | None = None) -> list[Problem]:
@@ -136,24 +140,48 @@ def _models(config: Config, source: Source) -> Iterator[Problem]:
     try:
         catalog = Catalog([folder for folder in config.models.folders if folder.is_dir()])
     except ModelError as error:
-        for line in str(error).splitlines():
-            yield source.problem(("models",), line.rstrip("."), "See: pacs-node models list")
+        yield source.problem(("models",), str(error).rstrip("."), "See: pacs-node models list")
         return
+    asked = {config.models.name_for(task) for task in Task}
+    for problem in catalog.problems:
+        for line in str(problem).splitlines() if problem.name not in asked else ():
+            remedy = "No task asks for it by name, so the others run. See: pacs-node models list"
+            yield source.problem(("models",), line.rstrip("."), remedy, "warning")
     wanted = {task for rule in config.rules for task in rule.tasks}
     for task in Task:
         name = config.models.name_for(task)
         if name is None and task not in wanted:
             continue
         try:
-            catalog.card(task, name)
+            yield from _sampling(config, catalog.card(task, name), source)
         except ModelError as error:
             there = [card.name for card in catalog.cards if card.task is task]
+            if name in {problem.name for problem in catalog.problems}:
+                for line in str(error).splitlines():
+                    remedy = "Until then this task fails on every image; the others run"
+                    yield source.problem(("models", task.value), line.rstrip("."), remedy)
+                continue
             remedy = (
                 f"Name one of: default, {', '.join(there)}"
                 if there
                 else "Add one with: pacs-node models add FOLDER"
             )
             yield source.problem(("models", task.value), str(error).split(". ")[0].rstrip("."), remedy)
+
+
+def _sampling(config: Config, card: Card, source: Source) -> Iterator[Problem]:
+    """Whether the model can do the sampler and the number of steps that are asked for in place of its own."""
+    from pacs_node.infer.sampling.rules import trouble
+    from pacs_node.infer.tables import asked_for
+
+    name, steps = (getattr(part, card.task, None) for part in (config.infer.samplers, config.infer.steps))
+    if card.sampler is None or card.diffusion is None or (name is None and steps is None):
+        return
+    asked = asked_for(card.sampler, name, steps)
+    if found := trouble(card.diffusion, asked, asked.steps):
+        key = "steps" if name is None else "samplers"
+        message = f"the model {card.name} cannot be sampled so: {found.message}"
+        yield source.problem(("infer", key, card.task.value), message, found.remedy)
 
 
 def _providers(config: Config, source: Source) -> Iterator[Problem]:

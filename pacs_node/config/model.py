@@ -31,7 +31,7 @@ from pacs_node.config.types import (
     problem,
 )
 from pacs_node.config.web import Web
-from pacs_node.tasks import Task
+from pacs_node.tasks import SamplerName, Task
 
 __all__ = [
     "Caller",
@@ -50,6 +50,7 @@ __all__ = [
     "Retention",
     "Retry",
     "Rule",
+    "Samplers",
     "Scalar",
     "Steps",
     "StowDestination",
@@ -205,24 +206,32 @@ class Steps(Section):
     restoration: StrictInt | None = Field(None, ge=1, le=1000, description="Steps of restoration.")
 
 
+class Samplers(Section):
+    """The sampler of a task's model, in place of that on its card; not every model can do each."""
+
+    bone_suppression: SamplerName | None = Field(None, description="The sampler of bone suppression.")
+    restoration: SamplerName | None = Field(None, description="The sampler of restoration.")
+
+
 class Infer(Section):
     """How the models run."""
 
     providers: tuple[Provider, ...] = Field(
-        ("cuda", "openvino", "cpu"),
+        ("tensorrt", "cuda", "openvino", "cpu"),
         min_length=1,
         description="ONNX Runtime execution providers in order of preference; if not given, the fastest "
-        "that is there.",
+        "that is there (tensorrt where its engines were built: pacs-node models verify --build).",
     )
     threads: StrictInt = Field(
         0, ge=0, le=1024, description="Processor threads of a model; 0 is one per core."
     )
-    precision: Literal["auto", "f32", "bf16"] = Field(
+    precision: Literal["auto", "f32", "bf16", "f16", "int8"] = Field(
         "auto",
-        description="auto: 16 bit (bf16) arithmetic for image models where the processor has it natively; "
-        "f32: never; bf16: always.",
+        description="auto: the fastest arithmetic that a model and the hardware have; f32: no other; bf16 "
+        "(OpenVINO), f16 (GPU) and int8 (processors): this one, where the model has it.",
     )
     steps: Steps = Field(Steps(), description="Sampling steps, where they differ from the model's card.")
+    samplers: Samplers = Field(Samplers(), description="Samplers, where they differ from the model's card.")
 
 
 def _shorthand(value: Any) -> Any:

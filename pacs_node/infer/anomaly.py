@@ -12,8 +12,9 @@ from pacs_node.errors import ModelError
 from pacs_node.infer.cards import Card
 from pacs_node.infer.diffusion import Count, encode, run_parameters
 from pacs_node.infer.geometry import Frame, check_image, resize
-from pacs_node.infer.providers import Settings, open_session
+from pacs_node.infer.providers import Settings
 from pacs_node.infer.results import AnomalyResult, Finding, Progress
+from pacs_node.infer.session import open_session
 
 Array = NDArray[np.float32]
 

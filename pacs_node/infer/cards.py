@@ -12,9 +12,15 @@ measured at::
     qualification = "RESEARCH"          # or "PRODUCT"; DICOM Content Qualification (0018,9004)
     licence = "Apache-2.0"
     full_precision = ["decoder"]        # roles that lose by bf16 and always run in f32; optional
+    result = "subtract"                 # bone_suppression: image - (decode(z) - decode(soft)), or
+                                        # "replace": decode(soft), as BS-LDM and GL-LCM are published
 
     [files]                             # role -> file in this folder; the roles stand in contract.py
     encoder = "encoder.onnx"
+    [variants.f16]                      # the same graphs computing in half precision, for GPUs; optional, as
+    denoiser = "denoiser.f16.onnx"      # is each role; inputs and outputs stay float32
+    [variants.int8]                     # the same for processors
+    denoiser = "denoiser.int8.onnx"
     [digests]                           # every file, ONNX external data included
     "encoder.onnx" = "sha256:<64 hexadecimal digits>"
     [input]
@@ -22,17 +28,22 @@ measured at::
     range = [-1.0, 1.0]                 # what black and white of the image become
     channels = 1
     [diffusion]                         # bone_suppression and restoration
-    schedule = "squaredcos_cap_v2"      # = "cosine"; or "linear", "scaled_linear" with beta_start, beta_end
+    schedule = "squaredcos_cap_v2"      # = "cosine"; or "linear", "scaled_linear", "sigmoid" with beta_start,
+                                        # beta_end; "vp", "sub_vp": beta_min …; "ve", "ncsn": sigma_min …
     train_steps = 1000
-    prediction = "epsilon"              # or "v_prediction", "sample"
+    prediction = "epsilon"              # or "v_prediction", "sample", "score"
+    zero_terminal_snr = false           # whether the last level is noise alone
     latent_scale = 1.0                  # what the latent is multiplied by before it is noised
-    clip_start = 1.4                    # |clean| <= clip_start + clip_slope * t; left out: no limit
-    clip_slope = 0.003
-    [sampler]
-    name = "ddim"                       # or "ddpm"
+    clip_start = 1.4                    # |clean| <= clip_start + clip_slope * training steps walked so far;
+    clip_slope = 0.003                  # left out: no limit
+    [sampler]                           # the rest of its keys stands in tables.py
+    name = "ddim"                       # or "ddpm", "dpmpp_multistep", "lcm" … (sampling/ has them all)
     steps = 20
     eta = 0.0
-    spacing = "trailing"                # or "leading"
+    spacing = "trailing"                # or "leading", "linspace"
+    [local]                             # bone_suppression by GL-LCM: a second path sees the lungs alone, and
+    clip_start = 3.5                    # [files] has the role lungs
+    guidance = 3.0
     [anomaly]                           # anomaly
     finding = "…"
     code = { value = "…", scheme = "SCT", meaning = "…" }      # optional, the finding as a coded concept
@@ -60,37 +71,38 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, model_validator
 
 from pacs_node.errors import ModelError
+from pacs_node.infer import integrity
 from pacs_node.infer.contract import CONTRACT
-from pacs_node.infer.external_data import external_files
+from pacs_node.infer.tables import Diffusion, Local, Part, Sampler, check_sampling
 from pacs_node.tasks import Task
 
 CARD = "card.toml"
 MAX_CARD_BYTES = 1 << 20
 
 # What changes a model's results; all else in a card is prose.
-_BEHAVIOUR = {"task", "full_precision", "files", "digests", "input", "diffusion", "sampler", "anomaly"}
+_BEHAVIOUR = {
+    "task",
+    "full_precision",
+    "files",
+    "variants",
+    "digests",
+    "input",
+    "diffusion",
+    "sampler",
+    "local",
+    "result",
+    "anomaly",
+}
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
 # A plain name in the model's own folder: no folders, nothing hidden, so it cannot lead outside.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+# Arithmetic other than the graphs' own f32.
+Variant = Literal["f16", "int8"]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-
-
-class Part(BaseModel):
-    """Base of the card and its tables: unknown keys and inexact types are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Input(Part):
@@ -105,38 +117,6 @@ class Input(Part):
         if not self.range[0] < self.range[1]:
             raise ValueError("range must rise, like [-1.0, 1.0]")
         return self
-
-
-class Diffusion(Part):
-    """[diffusion]: the noise that the model was trained against (see samplers.py for the equations)."""
-
-    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "cosine"] = Field(
-        description='the noise schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "cosine"'
-    )
-    train_steps: int = Field(
-        ge=2, le=100_000, description="the number of noise levels in training, such as 1000"
-    )
-    prediction: Literal["epsilon", "v_prediction", "sample"] = Field(
-        description='what the network predicts: "epsilon", "v_prediction" or "sample"'
-    )
-    beta_start: float = Field(1e-4, gt=0, lt=1, description="the first beta, between 0 and 1")
-    beta_end: float = Field(0.02, gt=0, lt=1, description="the last beta, between 0 and 1")
-    latent_scale: float = Field(1.0, gt=0, description="a positive factor on the latent")
-    clip_start: float | None = Field(
-        None, gt=0, description="the limit of the clean estimate at t = 0, positive"
-    )
-    clip_slope: float = Field(
-        0.0, ge=0, description="by how much the limit grows with each training step, 0 or more"
-    )
-
-
-class Sampler(Part):
-    """[sampler]: how the model samples unless the configuration says otherwise."""
-
-    name: Literal["ddim", "ddpm"] = Field(description='the sampler: "ddim" or "ddpm"')
-    steps: int = Field(ge=1, description="the number of sampling steps, 1 or more")
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM's noise, 0 (none) to 1 (as DDPM)")
-    spacing: Literal["leading", "trailing"] = Field("trailing", description='"leading" or "trailing"')
 
 
 class Code(Part):
@@ -211,12 +191,17 @@ class Card(Part):
     licence: Text = Field(description="the licence of the weights")
     full_precision: list[str] = Field([], description="a list of the roles that must run in f32")
     files: dict[str, FileName] = Field(description="a table of the task's roles, each with a plain file name")
+    variants: dict[Variant, dict[str, FileName]] = Field(
+        {}, description="tables [variants.f16] and [variants.int8], each of roles and files as [files]"
+    )
     digests: dict[FileName, Digest] = Field(
         description='a table of every file with "sha256:" and its 64 hexadecimal digits (sha256sum FILE)'
     )
     input: Input = Field(description="a table [input]")
     diffusion: Diffusion | None = Field(None, description="a table [diffusion]")
     sampler: Sampler | None = Field(None, description="a table [sampler]")
+    local: Local | None = Field(None, description="a table [local]")
+    result: Literal["subtract", "replace"] = Field("subtract", description='"subtract" or "replace"')
     anomaly: AnomalyPart | None = Field(None, description="a table [anomaly]")
     training: Training = Field(description="a table [training]")
     figures: dict[str, Any] = Field(description="a table of measured values, with n and date")
@@ -227,13 +212,18 @@ class Card(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Card:
         roles = set(CONTRACT[self.task])
+        if self.local is None:
+            roles.discard("lungs")
         if set(self.files) != roles:
             raise ValueError(
                 f"[files] must name exactly {names(roles)} for {self.task}, not {names(self.files)}"
             )
         if strange := set(self.full_precision) - roles:
             raise ValueError(f"full_precision names {names(strange)}; the roles are {names(roles)}")
-        if without := set(self.files.values()) - set(self.digests):
+        for variant, files in self.variants.items():
+            if strange := set(files) - roles:
+                raise ValueError(f"[variants.{variant}] names {names(strange)}; the roles are {names(roles)}")
+        if without := set(self.graphs) - set(self.digests):
             raise ValueError(f"[digests] lacks {names(without)}; add what sha256sum prints for it")
         wanted = {"anomaly"} if self.task is Task.ANOMALY else {"diffusion", "sampler"}
         present = {key for key in ("diffusion", "sampler", "anomaly") if getattr(self, key) is not None}
@@ -241,11 +231,10 @@ class Card(Part):
             raise ValueError(
                 f"{self.task} needs the tables {names(wanted)}, but the card has {names(present)}"
             )
-        if self.diffusion and self.sampler and self.sampler.steps > self.diffusion.train_steps:
-            raise ValueError(
-                f"sampler.steps is {self.sampler.steps}, more than diffusion.train_steps "
-                f"{self.diffusion.train_steps}; write fewer steps"
-            )
+        if self.task is not Task.BONE_SUPPRESSION and (self.local or self.result != "subtract"):
+            raise ValueError("[local] and result are for bone_suppression alone; leave them out")
+        if self.diffusion and self.sampler:
+            check_sampling(self.diffusion, self.sampler)
         return self
 
     @property
@@ -260,51 +249,46 @@ class Card(Part):
         behaviour = self.model_dump(mode="json", include=_BEHAVIOUR, exclude_defaults=True)
         return "sha256:" + hashlib.sha256(json.dumps(behaviour, sort_keys=True).encode()).hexdigest()
 
-    def path(self, role: str) -> Path:
-        """The ONNX file of one role, such as ``denoiser``."""
-        return self._folder / self.files[role]
+    @property
+    def graphs(self) -> list[str]:
+        """All ONNX files, variants included."""
+        tables = (self.files, *self.variants.values())
+        return sorted({name for table in tables for name in table.values()})
+
+    @property
+    def precisions(self) -> list[str]:
+        """The arithmetic that there are graphs for: f32 always."""
+        return ["f32", *sorted(self.variants)]
+
+    @property
+    def size(self) -> int:
+        """The bytes of all files that are there."""
+        paths = (self._folder / name for name in self.digests)
+        return sum(path.stat().st_size for path in paths if path.is_file())
+
+    def path(self, role: str, variant: Variant | None = None) -> Path:
+        """The ONNX file of one role, such as ``denoiser``, or its variant, which must be there."""
+        return self._folder / (self.variants[variant] if variant else self.files)[role]
+
+    def has(self, role: str, variant: Variant) -> bool:
+        """Whether there is a variant of the role's graph."""
+        return role in self.variants.get(variant, {})
 
     def exact(self, role: str) -> bool:
         """Whether the role runs in f32 even where bf16 is faster: a score, as its threshold was found so."""
         return self.task is Task.ANOMALY or role in self.full_precision
 
-    def verify(self) -> None:
-        """Compare every file with its digest, and ONNX external data with the folder.
+    def verify(self, *graphs: str) -> None:
+        """Compare the ONNX files ``graphs`` (all, if none is named) and their external data with the digests.
 
         Raises ModelError naming each file that is missing, altered, or refers to data outside the digests.
         """
-        problems = [p for name, digest in self.digests.items() if (p := self._verify_file(name, digest))]
-        if not problems:
-            problems = [p for name in sorted(set(self.files.values())) for p in self._verify_external(name)]
-        if problems:
+        if problems := integrity.problems(self._folder, self.digests, graphs or self.graphs):
             raise ModelError("\n".join(problems))
 
-    def _verify_file(self, name: str, digest: str) -> str | None:
-        path = self._folder / name
-        if not path.is_file():
-            return f"{path}: the file is missing. Copy it there, or correct [files] and [digests] in {CARD}."
-        # A link out of the folder would make the model depend on a place that nobody copies along with it.
-        if path.resolve().parent != self._folder.resolve():
-            return (
-                f"{path}: the file is a link that leads out of the model's folder. Put the file itself there."
-            )
-        with path.open("rb") as file:
-            found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-        if found != digest:
-            return (
-                f"{path}: the file's digest is {found}, the card says {digest}. Copy the file again; if the "
-                f"change is meant, correct [digests] in {CARD} and give the model a new version."
-            )
-        return None
-
-    def _verify_external(self, name: str) -> list[str]:
-        path = self._folder / name
-        return [
-            f"{path}: it refers to external data in {location!r}, which is not a file of this card. External "
-            f"data must lie in the model's folder and stand in [digests]; save it with its weights inside."
-            for location in external_files(path)
-            if location not in self.digests
-        ]
+    def unused(self) -> list[str]:
+        """A sentence for each file that the folder or the digests have and no graph needs; after verify."""
+        return integrity.unused(self._folder, self.digests, self.graphs)
 
 
 def read_card(folder: Path) -> Card:

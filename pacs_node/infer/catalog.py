@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pacs_node.errors import ModelError
@@ -26,14 +28,27 @@ def shipped_models() -> Path:
     )
 
 
-def scan(folders: Sequence[Path]) -> tuple[list[Card], list[str]]:
-    """All cards in the given folders of models, and one sentence for each thing that is wrong with them."""
+@dataclass(frozen=True)
+class Problem:
+    """A folder or a card that cannot be used: sentences, and the name of the model, if it has one."""
+
+    text: str
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def scan(folders: Sequence[Path]) -> tuple[list[Card], list[Problem]]:
+    """All usable cards in the given folders of models, and what is wrong with the others."""
     cards: list[Card] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for folder in folders:
         if not folder.is_dir():
             problems.append(
-                f"{folder}: this folder of models does not exist. Make it, or correct models.folders."
+                Problem(
+                    f"{folder}: this folder of models does not exist. Make it, or correct models.folders."
+                )
             )
             continue
         for candidate in sorted(folder.iterdir()):
@@ -43,16 +58,28 @@ def scan(folders: Sequence[Path]) -> tuple[list[Card], list[str]]:
             try:
                 card = read_card(candidate)
             except ModelError as error:
-                problems.append(str(error))
+                problems.append(Problem(str(error), _name(candidate)))
                 continue
             if twin := next((c for c in cards if c.name == card.name), None):
                 problems.append(
-                    f"{twin.folder / CARD} and {candidate / CARD} have the same name {card.name!r}. "
-                    "Remove one of them, or give one another name."
+                    Problem(
+                        f"{twin.folder / CARD} and {candidate / CARD} have the same name {card.name!r}. "
+                        "Remove one of them, or give one another name.",
+                        card.name,
+                    )
                 )
                 continue
             cards.append(card)
     return cards, problems
+
+
+def _name(folder: Path) -> str:
+    """The name of a model whose card is wrong: what the card says, if it can be read that far."""
+    try:
+        name = tomllib.loads((folder / CARD).read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError):
+        return folder.name
+    return name if isinstance(name, str) else folder.name
 
 
 def _holds_model(folder: Path) -> bool:
@@ -60,16 +87,15 @@ def _holds_model(folder: Path) -> bool:
 
 
 class Catalog:
-    """The models that are there: the shipped ones, then those of the site's folders.
+    """The models that are there: the shipped ones, then those of the site's ``folders``.
 
-    ``folders`` are the site's; raises ModelError with every problem if any folder or card is wrong.
+    A folder or a card that is wrong stands in ``problems`` and leaves the others alone: only a task that asks
+    for that model by its name fails.
     """
 
     def __init__(self, folders: Sequence[Path] = (), shipped: Path | None = None) -> None:
         self.shipped = shipped_models() if shipped is None else shipped
-        self.cards, problems = scan([self.shipped, *folders])
-        if problems:
-            raise ModelError("\n".join(problems))
+        self.cards, self.problems = scan([self.shipped, *folders])
 
     def is_shipped(self, card: Card) -> bool:
         """Whether the model came with the node."""
@@ -79,12 +105,14 @@ class Catalog:
         """The card of that name, or the task's default where ``name`` is None or "default".
 
         The default is the task's only model, else its only shipped one, so that adding a model never silently
-        changes results. Raises ModelError naming the choices.
+        changes results. Raises ModelError naming the choices, or saying what is wrong with the one named.
         """
         task = Task(task)
         cards = [card for card in self.cards if card.task is task]
         choices = names(c.name for c in cards) if cards else "none"
         if name not in (None, "default"):
+            if broken := [problem.text for problem in self.problems if problem.name == name]:
+                raise ModelError("\n".join(broken))
             for card in self.cards:
                 if card.name == name and card.task is task:
                     return card

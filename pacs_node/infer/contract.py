@@ -28,6 +28,8 @@ CONTRACT: dict[Task, dict[str, Graph]] = {
             {"sample": _LATENT, "condition": _LATENT, "timestep": ("N",)}, {"prediction": _LATENT}
         ),
         "decoder": Graph({"latent": _LATENT}, {"image": _IMAGE}),
+        # Only where the card has [local]: the lungs of a radiograph, 0 to 1.
+        "lungs": Graph({"image": _IMAGE}, {"mask": _IMAGE}),
     },
     Task.RESTORATION: {
         "denoiser": Graph(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pacs_node.errors import ModelError
-from pacs_node.infer import samplers
 from pacs_node.infer.cards import Card
-from pacs_node.infer.providers import Session, Settings, threads
+from pacs_node.infer.providers import Settings, threads
 from pacs_node.infer.results import Progress
+from pacs_node.infer.sampling import loop
+from pacs_node.infer.sampling.loop import Lane, Value
+from pacs_node.infer.sampling.noise import Noise
+from pacs_node.infer.sampling.plans import plan
+from pacs_node.infer.sampling.rules import trouble
+from pacs_node.infer.session import Session, open_beside
+from pacs_node.infer.tables import asked_for
 
 Array = NDArray[np.float32]
 
@@ -21,51 +27,53 @@ class Diffusion:
     """The sampling loop of one card's denoiser. ``denoiser(sample, condition, timestep) -> prediction``."""
 
     def __init__(self, card: Card, denoiser: Session, settings: Settings) -> None:
+        """Raises ModelError if the sampler or the number of steps asked for is none that the model can do."""
         if card.diffusion is None or card.sampler is None:
             raise ModelError(f"{card.folder}: the card has no [diffusion] or [sampler]. Add them.")
-        self.noise, self.sampler, self.denoiser = card.diffusion, card.sampler, denoiser
-        self.steps = settings.steps or self.sampler.steps
-        if self.steps > self.noise.train_steps:
-            raise ModelError(
-                f"{card.name}: {self.steps} sampling steps are asked for, but the model was trained with "
-                f"{self.noise.train_steps}. Ask for fewer."
-            )
-        levels = samplers.alpha_bar(
-            self.noise.schedule, self.noise.train_steps, self.noise.beta_start, self.noise.beta_end
-        )
-        self.plan = samplers.plan(
-            levels, self.sampler.name, self.steps, self.sampler.eta, self.sampler.spacing
-        )
+        self.table = card.diffusion
+        self.sampler = asked_for(card.sampler, settings.sampler, settings.steps)
+        if found := trouble(self.table, self.sampler, self.sampler.steps):
+            raise ModelError(f"{card.name}: {found}")
+        self.plan = plan(Noise(self.table), self.sampler, self.sampler.steps)
+        self.denoiser = denoiser
+        self._update = open_beside(denoiser, loop.UPDATE, loop.UPDATE_GRAPH, settings)
 
-    def sample(self, condition: Array, seed: int, count: Count) -> Array:
-        """A clean sample given ``condition`` (N, C, h, w), of its shape; the same for the same ``seed``."""
+    @property
+    def evaluations(self) -> int:
+        """How often the denoiser is asked, and progress is told."""
+        return len(self.plan)
 
-        def network(x: Array, t: int) -> Array:
-            timestep = np.full(len(x), t, np.float32)
-            return self.denoiser.run(sample=x, condition=condition, timestep=timestep)["prediction"]
+    def sample(self, condition: Array, seed: int, count: Count, lanes: Sequence[Lane] | None = None) -> Array:
+        """Clean samples given ``condition`` (N, C, h, w), of its shape; the same for the same ``seed``.
 
-        return samplers.sample(
-            network,
-            condition.shape,
+        ``lanes``: how each of the N is limited and guided, if not as the card says for all. The state of the
+        loop stays on the denoiser's device. Raises ModelError if the denoiser fails or its numbers are not
+        finite.
+        """
+        lanes = [Lane(self.table.clip_start)] * len(condition) if lanes is None else lanes
+        given = self.denoiser.put(condition, "condition")
+
+        def network(x: Value, told: float) -> Value:
+            timestep = np.full(len(condition), told, np.float32)
+            return self.denoiser.bound(sample=x, condition=given, timestep=timestep)["prediction"]
+
+        sampled = loop.walk(
             self.plan,
-            self.noise.prediction,
+            self.table,
+            network,
+            self._update.bound,
+            condition.shape[1:],
             np.random.Generator(np.random.PCG64(seed)),
-            limit=self._limit if self.noise.clip_start is not None else None,
-            on_step=count,
+            lanes,
+            count,
         )
-
-    def _limit(self, t: int) -> float:
-        return (self.noise.clip_start or 0.0) + self.noise.clip_slope * t
+        # In the denoiser's name: the update makes of finite predictions nothing but finite ones.
+        return self.denoiser.fetch("prediction", sampled)
 
     def parameters(self, seed: int) -> dict[str, Any]:
-        """Sampler, steps, eta, spacing and seed, for the result."""
-        return {
-            "sampler": self.sampler.name,
-            "steps": self.steps,
-            "eta": self.sampler.eta if self.sampler.name == "ddim" else 1.0,
-            "spacing": self.sampler.spacing,
-            "seed": seed,
-        }
+        """Sampler, steps, seed, and what else decides the samples, for the result."""
+        chosen: dict[str, Any] = {"sampler": self.sampler.name, "steps": self.sampler.steps, "seed": seed}
+        return chosen | self.sampler.details()
 
 
 class Count:

@@ -34,15 +34,28 @@ _MAX_DEPTH = 64
 def external_files(path: Path) -> list[str]:
     """The locations of all external data of the ONNX file ``path``, as written there, sorted.
 
-    Raises ModelError if the file is not a protocol buffer.
+    Raises ModelError if the file is empty, cut off, or no ONNX file at all.
     """
     if path.stat().st_size == 0:
-        raise ModelError(f"{path}: the file is empty. Copy it again.")
+        raise NotWholeError(f"{path}: the file is empty. Copy it again.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return sorted(set(_locations(data, 0, len(data), "Model", 0)))
         except (IndexError, ValueError) as error:
+            if data[0] != 1 << 3 | _VARINT:  # every writer begins with field 1, the version
+                told = f"not an ONNX file ({error}). Export or copy it again."
+                raise NotWholeError(f"{path}: {told}") from error
+            if isinstance(error, _CutOffError):
+                raise NotWholeError(f"{path}: the file is cut off ({error}). Copy it again.") from error
             raise ModelError(f"{path}: not an ONNX file ({error}). Export or copy it again.") from error
+
+
+class NotWholeError(ModelError):
+    """The file is cut off, or was never an ONNX file."""
+
+
+class _CutOffError(ValueError):
+    """A field is longer than what is left of the file or of the message around it."""
 
 
 def _locations(data: mmap.mmap, start: int, end: int, message: str, depth: int) -> Iterator[str]:
@@ -65,6 +78,8 @@ def _length_delimited(data: mmap.mmap, position: int, end: int) -> Iterator[tupl
     while position < end:
         tag, position = _varint(data, position, end)
         number, wire_type = tag >> 3, tag & 7
+        if number == 0:
+            raise ValueError(f"field number 0 at byte {position}")
         if wire_type == _VARINT:
             _, position = _varint(data, position, end)
         elif wire_type == _FIXED64:
@@ -74,20 +89,20 @@ def _length_delimited(data: mmap.mmap, position: int, end: int) -> Iterator[tupl
         elif wire_type == _BYTES:
             length, position = _varint(data, position, end)
             if position + length > end:
-                raise ValueError(f"a field at byte {position} runs past its end")
+                raise _CutOffError(f"a field at byte {position} runs past its end")
             yield number, position, position + length
             position += length
         else:
             raise ValueError(f"wire type {wire_type} at byte {position}")
     if position != end:
-        raise ValueError(f"a field runs past byte {end}")
+        raise _CutOffError(f"a field runs past byte {end}")
 
 
 def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if position >= end:
-            raise ValueError(f"cut off at byte {position}")
+            raise _CutOffError(f"cut off at byte {position}")
         byte = data[position]
         position += 1
         value |= (byte & 0x7F) << shift

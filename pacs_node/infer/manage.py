@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +15,80 @@ from numpy.typing import NDArray
 from pacs_node.conditions import Conditions
 from pacs_node.errors import ModelError
 from pacs_node.files import fsync_folder, make_folder
-from pacs_node.infer import AnomalyResult, ImageResult, load
-from pacs_node.infer.cards import CARD, Card, read_card
+from pacs_node.infer import AnomalyResult, ImageResult, make, nvidia
+from pacs_node.infer.cards import CARD, Card, Variant, read_card
 from pacs_node.infer.catalog import Catalog
-from pacs_node.infer.providers import Settings
-
-SMOKE_STEPS = 2
+from pacs_node.infer.providers import Settings, available
+from pacs_node.infer.sampling.rules import fewest_steps
+from pacs_node.infer.tables import asked_for
 
 
 def try_out(card: Card, settings: Settings) -> AnomalyResult | ImageResult:
-    """Verify the model's files and run it, in two sampling steps, on a drawn image of 600 x 500 pixels.
+    """Verify the model's files and run it, in few sampling steps, on a drawn image of 600 x 500 pixels.
 
     Raises ModelError if a file is missing or altered, the graphs are not what the card says, or a result is
     not finite. Says nothing of the model's quality.
     """
-    card.verify()  # load verifies too, but a model that is loaded already is not read again
-    if card.sampler is not None:
-        settings = dataclasses.replace(settings, steps=min(SMOKE_STEPS, card.sampler.steps))
-    return load(card, settings)(_drawn_image(), Conditions(50.0, "F", "PA"), 0)
+    card.verify()
+    return _run(card, settings)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How one variant of a model's graphs did: its result, or why it cannot run on this machine."""
+
+    variant: Variant
+    result: AnomalyResult | ImageResult | None
+    why_not: str = ""
+
+
+def try_variants(card: Card, settings: Settings, done: AnomalyResult | ImageResult) -> Iterator[Tried]:
+    """Run each variant of the model's graphs that a provider of this machine takes, as ``try_out`` does.
+
+    ``done``: what that gave; a variant that it ran is not run again. Raises ModelError as that does.
+    """
+    homes = {"f16": ("cuda",), "int8": ("openvino", "cpu")}
+    ran = done.parameters["precision"].split(", ")
+    for variant in sorted(set(card.variants) - set(ran)):
+        wish = replace(settings, precision=variant, providers=homes[variant], without=())
+        there = [word for word in homes[variant] if word in available()]
+        if not there:
+            told = f"it is for {' or '.join(homes[variant])}, which the installed ONNX Runtime does not have"
+            yield Tried(variant, None, told)
+        elif variant == "f16" and (missing := nvidia.missing("cuda")):
+            yield Tried(variant, None, missing)
+        else:
+            yield Tried(variant, _run(card, replace(wish, providers=tuple(there))))
+
+
+def build(card: Card, settings: Settings) -> AnomalyResult | ImageResult:
+    """Build the TensorRT engines of a model for this machine's device: minutes, once for each version.
+
+    Raises ModelError saying what is missing.
+    """
+    if "tensorrt" not in available():
+        raise ModelError(
+            "TensorRT: the installed ONNX Runtime does not have it. Install pacs-node[gpu] and TensorRT."
+        )
+    if missing := nvidia.missing("tensorrt"):
+        raise ModelError(f"TensorRT: {missing}. Install it; nothing was built.")
+    folder = nvidia.engines(settings.cache, card)
+    if folder is None:
+        raise ModelError(
+            "TensorRT: nvidia-smi names no device, or there is no folder for the engines (node.state_dir). "
+            "Nothing was built."
+        )
+    make_folder(folder)
+    result = _run(card, replace(settings, providers=("tensorrt",), without=()))
+    nvidia.mark_built(folder, card)
+    return result
+
+
+def _run(card: Card, settings: Settings) -> AnomalyResult | ImageResult:
+    if card.sampler is not None and card.diffusion is not None:
+        sampler = asked_for(card.sampler, settings.sampler, settings.steps)
+        settings = replace(settings, steps=fewest_steps(sampler, card.diffusion))
+    return make(card, settings)(_drawn_image(), Conditions(50.0, "F", "PA"), 0)
 
 
 def _drawn_image() -> NDArray[np.float32]:
@@ -87,7 +143,8 @@ def add(source: Path, target: Path, catalog: Catalog, settings: Settings) -> Add
                 f"{source}: a different model is there as {card.name} {card.version} ({present.folder}). "
                 "Give this one a new version, so that results can be told apart."
             )
-    try_out(card, settings)
+    for _ in try_variants(card, settings, try_out(card, settings)):
+        pass  # what does not run here is no reason against a model that runs
 
     make_folder(target)
     place = present.folder if present else target / card.name

@@ -11,8 +11,9 @@ from pacs_node.conditions import Conditions
 from pacs_node.infer.cards import Card
 from pacs_node.infer.diffusion import Count, Diffusion, decode_difference, encode, run_parameters
 from pacs_node.infer.geometry import Frame, check_image
-from pacs_node.infer.providers import Settings, open_session
+from pacs_node.infer.providers import Settings
 from pacs_node.infer.results import ImageResult, Progress
+from pacs_node.infer.session import open_session
 
 Array = NDArray[np.float32]
 
@@ -40,7 +41,7 @@ class Restoration:
         started = time.perf_counter()
         check_image(image)
         frame = Frame(image.shape[0], image.shape[1], self.card.input.size)
-        count = Count(self._diffusion.steps + 1, progress)
+        count = Count(self._diffusion.evaluations + 1, progress)
         given = encode(frame.to_square(image), self.card)
         clean = self._diffusion.sample(given, seed, count)
         difference = frame.to_native(decode_difference(clean - given, self.card))

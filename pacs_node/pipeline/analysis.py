@@ -32,7 +32,7 @@ from pacs_node.pipeline.node import DONE, FAILED, NOT_ATTEMPTED
 from pacs_node.tasks import Task
 
 if TYPE_CHECKING:
-    from pacs_node.infer import Model
+    from pacs_node.infer.running import Model
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,11 @@ class Analyst:
     """Runs tasks as a configuration says. Models are loaded when they are first used and stay loaded."""
 
     def __init__(self, config: Config) -> None:
-        """Raises ModelError if a folder of models or a card is wrong."""
+        """A folder of models or a card that is wrong is logged; what asks for that model will fail."""
         self.config = config
         self.catalog = Catalog(config.models.folders)
+        for problem in self.catalog.problems:
+            log.warning("%s", problem)
 
     def card(self, task: Task) -> Card:
         """The card of the model that is configured for ``task``. Raises ModelError."""
@@ -80,7 +82,7 @@ class Analyst:
 
     def settings(self, task: Task) -> Settings:
         """How the configuration wants that task's model to run."""
-        return Settings.configured(self.config.infer, task)
+        return Settings.configured(self.config, task)
 
     def model(self, task: Task) -> Model:
         """The model of ``task``, loaded. Raises ModelError."""

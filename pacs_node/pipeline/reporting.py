@@ -75,9 +75,14 @@ class Analysed:
         return bool(self.outcomes) or (bool(self.refusal) and self.header.SOPClassUID in SUPPORTED)
 
     def result(self) -> SourceResult:
-        """As the report wants it."""
+        """As the report wants it, with what is to be said of how the models ran."""
         outcomes = [_task_outcome(outcome, self.header, self.received) for outcome in self.outcomes]
-        return SourceResult(self.header, outcomes, self.refusal, self.warnings)
+        told = [
+            f"{outcome['task']}: {warning}"
+            for outcome in self.outcomes
+            for warning in outcome.get("parameters", {}).get("warnings", [])
+        ]
+        return SourceResult(self.header, outcomes, self.refusal, [*self.warnings, *told])
 
 
 def results_to_report(images: Sequence[Analysed]) -> list[SourceResult]:

@@ -88,12 +88,21 @@ def preflight(config_path: Path) -> Config:
 
     Raises ConfigurationError for what no waiting mends: a file that is wrong, a model or a provider that is
     not there, a rule that cannot fire. A disk that is full, a port that is still in use or a destination that
-    is away may be well in a minute, and are no reason not to deliver what can be delivered.
+    is away may be well in a minute, and are no reason not to deliver what can be delivered; nor is a model
+    that is there and broken, or asked for a sampler that it cannot do: its task fails while the others run.
     """
+    from pacs_node.infer.catalog import Catalog
+
     config, source = load_with_source(config_path)
     problems = check(config, source)
+    broken = {problem.name for problem in Catalog(config.models.folders).problems}
     fatal = [
-        p for p in problems if p.severity == "error" and p.key.split(".")[0] in ("models", "infer", "rules")
+        p
+        for p in problems
+        if p.severity == "error"
+        and p.key.split(".")[0] in ("models", "infer", "rules")
+        and not (p.key.startswith("models.") and p.value in broken)
+        and not p.key.startswith(("infer.samplers.", "infer.steps."))
     ]
     if fatal:
         raise ConfigurationError(fatal)

@@ -31,12 +31,14 @@ from pacs_node.config.model import (
     FolderDestination,
     Retry,
     Rule,
+    Samplers,
     Steps,
     StowDestination,
     Timeouts,
 )
 from pacs_node.config.schema import json_schema
 from pacs_node.errors import Problem
+from pacs_node.pipeline.serve import preflight
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "deploy" / "pacs-node.yaml"
@@ -79,7 +81,17 @@ def test_the_example_is_clean(environ: dict[str, str]) -> None:
 def test_the_example_documents_every_key() -> None:
     text = EXAMPLE.read_text()
     sections = [Config, *(f.annotation for f in Config.model_fields.values())]
-    sections += [Caller, Timeouts, Steps, DicomDestination, StowDestination, FolderDestination, Rule, Retry]
+    sections += [
+        Caller,
+        Timeouts,
+        Steps,
+        Samplers,
+        DicomDestination,
+        StowDestination,
+        FolderDestination,
+        Rule,
+        Retry,
+    ]
     for section in sections:
         if isinstance(section, type) and issubclass(section, BaseModel):
             for name, field in section.model_fields.items():
@@ -107,8 +119,11 @@ def test_what_the_example_has_in_comments_is_valid_too() -> None:
     body = [line for line in body if not re.match(r"#   \S.*: ", line)]
     config = parse("\n".join(body), "example", ROOT, {})[0]
     assert [c.ae_title for c in config.receive.callers] == ["XRAY_1", "XRAY_2"]
-    assert config.infer.providers == ("cuda", "openvino", "cpu")
+    assert config.infer.providers == ("tensorrt", "cuda", "openvino", "cpu")
     assert config.infer.steps == Steps(bone_suppression=10, restoration=10)
+    assert config.infer.samplers == Samplers(
+        bone_suppression="dpmpp_multistep", restoration="dpmpp_multistep"
+    )
     assert config.node.organisation == "St. Elsewhere"
     assert set(config.destinations) == {"PACS", "WEB", "ARCHIVE", "ORTHANC"}
     assert config.engine.database is not None
@@ -222,6 +237,46 @@ def test_model_folder_that_does_not_exist(environ: dict[str, str]) -> None:
     environ.pop("PACS_NODE_MODELS")
     problem = only(checked("models:\n  folders:\n    - /nowhere/models\nrules: [{name: all}]\n", environ))
     assert (problem.line, problem.key) == (3, "models.folders.0")
+
+
+def test_a_broken_model_is_named_and_stops_only_the_task_that_names_it(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "site" / "ours"
+    broken.mkdir(parents=True)
+    (broken / "card.toml").write_text('name = "ours"\ntask = "anomaly"\n')
+    environ.pop("PACS_NODE_MODELS")
+    text = f"models:\n  folders: [{broken.parent}]\n  anomaly: %s\nrules: [{{name: all, tasks: [anomaly]}}]\n"
+    unnamed, named = (
+        [p for p in checked(text % name, environ) if "card.toml" in p.message] for name in ("default", "ours")
+    )
+    assert {(p.key, p.severity) for p in unnamed} == {("models", "warning")}
+    assert {(p.key, p.value, p.severity) for p in named} == {("models.anomaly", "ours", "error")}
+    assert any("version: the key is missing" in p.message for p in named)
+    file = tmp_path / "pacs-node.yaml"
+    file.write_text(text % "ours")
+    assert preflight(file).models.anomaly == "ours"  # the node starts; the task will say so on every image
+
+
+def test_a_sampler_that_the_model_cannot_do_stops_only_its_task(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    text = "infer:\n  %s\nrules: [{name: all, tasks: [bone_suppression, restoration]}]\n"
+
+    def found(asked: str) -> list[Problem]:
+        return [p for p in checked(text % asked, environ) if p.key.startswith("infer")]
+
+    problem = only(found("samplers: {bone_suppression: langevin}"))
+    assert (problem.line, problem.key, problem.value) == (2, "infer.samplers.bone_suppression", "langevin")
+    assert "cannot be sampled so" in problem.message
+    assert problem.remedy == 'Use the sampler "ddpm" or "ddim"'
+    problem = only(found("samplers: {restoration: lcm}\n  steps: {restoration: 60}"))
+    assert problem.key == "infer.samplers.restoration"
+    assert "50 steps at most" in problem.message
+    assert found("samplers: {restoration: dpmpp_multistep}") == []
+    file = tmp_path / "pacs-node.yaml"
+    file.write_text(text % "samplers: {bone_suppression: langevin}")
+    assert preflight(file).infer.samplers.bone_suppression == "langevin"  # the task says so on every image
 
 
 def test_provider_that_is_not_installed(environ: dict[str, str]) -> None:

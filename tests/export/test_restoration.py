@@ -66,13 +66,15 @@ def test_training_and_test_images_are_apart(data_dir: Path) -> None:
 
 
 def test_schedule_is_the_squared_cosine() -> None:
-    from pacs_node.infer.samplers import alpha_bar
+    from pacs_node.infer.cards import Diffusion
+    from pacs_node.infer.sampling.noise import alpha_bar
 
+    noise = Diffusion(schedule="squaredcos_cap_v2", train_steps=1000, prediction="sample")
     ours = alphas_cumprod().numpy()
     assert np.all(np.diff(ours) < 0)
     assert ours[0] > 0.9999
     assert ours[-1] < 1e-6
-    assert np.allclose(ours, alpha_bar("squaredcos_cap_v2", 1000), atol=1e-5)
+    assert np.allclose(ours, alpha_bar(noise), atol=1e-5)
 
 
 def test_an_untrained_net_hardly_changes_the_image() -> None:

@@ -38,15 +38,34 @@ WRONG = {
     "unknown key": ({"[sampler]": "[sampler]\nstpes = 3"}, ["sampler.stpes", "unknown", "'steps'"]),
     "unknown key, nothing near": (
         {"[sampler]": "[sampler]\nqqq = 3"},
-        ["sampler.qqq", "Known keys: eta, name"],
+        ["sampler.qqq", "Known keys: corrector_steps, eta"],
     ),
     "missing key": ({'licence = "Apache-2.0"\n': ""}, ["licence", "missing", "the licence of the weights"]),
     "missing table": ({"[sampler]\n": "[other]\n"}, ["other: this key is unknown"]),
     "wrong range": ({"steps = 5": "steps = 0"}, ["sampler.steps: 0", "greater than or equal to 1"]),
     "wrong type": ({"steps = 5": 'steps = "5"'}, ["sampler.steps: '5'", "integer", "1 or more"]),
-    "wrong word": ({'"ddim"': '"dimm"'}, ["sampler.name: 'dimm'", "'ddim' or 'ddpm'"]),
+    "wrong word": ({'"ddim"': '"dimm"'}, ["sampler.name: 'dimm'", "'ddpm', 'ddim', 'dpmpp_multistep'"]),
     "wrong task": ({'"bone_suppression"': '"bones"'}, ["task: 'bones'", "one of bone_suppression"]),
-    "more steps than levels": ({"steps = 5": "steps = 1001"}, ["1001", "more than", "write fewer"]),
+    "more steps than levels": (
+        {"steps = 5": "steps = 1001"},
+        ["1001 sampling steps are asked for, but the model was trained with 1000. Ask for fewer"],
+    ),
+    "a sampler of other noise": (
+        {'"squaredcos_cap_v2"': '"ve"', '"ddim"': '"ddpm"'},
+        ['the sampler "ddpm" walks variance-preserving noise', '"ve". Use the sampler "ancestral".'],
+    ),
+    "falling betas": (
+        {"train_steps": "beta_min = 20.0\ntrain_steps"},
+        ["beta_min must be less than beta_max"],
+    ),
+    "no order 3 of the SDE form": (
+        {'"ddim"': '"sde_dpmpp"\norder = 3'},
+        ["sampler: sde_dpmpp is of order 1 or 2. Write order = 2."],
+    ),
+    "local without lungs": (
+        {"[sampler]": "[local]\n[sampler]"},
+        ["[files] must name exactly decoder, denoiser, encoder, lungs"],
+    ),
     "falling range": ({"[0.0, 1.0]": "[1.0, 0.0]"}, ["input: range must rise"]),
     "not a number": ({"clip_start = 1.5": "clip_start = nan"}, ["diffusion.clip_start"]),
     "path in a file name": (
@@ -122,6 +141,14 @@ def test_an_altered_file_is_named(make_model: MakeModel) -> None:
         read_card(folder).verify()
 
 
+def test_a_file_that_is_cut_off_is_named(make_model: MakeModel) -> None:
+    folder = make_model("tiny-bone")
+    path = folder / "denoiser.onnx"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ModelError, match=r"denoiser\.onnx: the file is cut off .*\. Copy it again\."):
+        read_card(folder).verify()
+
+
 def test_a_link_out_of_the_folder_is_no_file_of_the_model(make_model: MakeModel, tmp_path: Path) -> None:
     folder = make_model("tiny-bone")
     (folder / "decoder.onnx").rename(tmp_path / "elsewhere.onnx")
@@ -153,7 +180,12 @@ def test_external_data_must_be_covered_by_the_digests(make_model: MakeModel) -> 
     with pytest.raises(ModelError, match=r"external data in 'weights\.bin'.*\[digests\]"):
         read_card(make_model("tiny-restoration", folder="a", files=files)).verify()
     files["weights.bin"] = variant("weights.bin")
-    read_card(make_model("tiny-restoration", folder="b", files=files)).verify()
+    whole = read_card(make_model("tiny-restoration", folder="b", files=files))
+    whole.verify()
+    assert whole.unused() == []
+    (whole.folder / "weights.bin").unlink()
+    with pytest.raises(ModelError, match=r"bin: the file with the weights of denoiser\.onnx is missing"):
+        whole.verify()
 
 
 def test_external_data_outside_the_folder_is_refused(make_model: MakeModel) -> None:
@@ -221,23 +253,40 @@ def test_two_models_for_a_task_must_be_told_apart(make_model: MakeModel, tmp_pat
 
 def test_two_cards_of_one_name_are_an_error_naming_both(make_model: MakeModel) -> None:
     site = make_model("tiny-bone")
+    catalog = Catalog([site.parent], shipped=TINY)
     with pytest.raises(ModelError) as error:
-        Catalog([site.parent], shipped=TINY)
+        catalog.card(Task.BONE_SUPPRESSION, "tiny-bone")
     assert str(TINY / "tiny-bone" / "card.toml") in str(error.value)
     assert str(site / "card.toml") in str(error.value)
+    assert catalog.is_shipped(catalog.card(Task.BONE_SUPPRESSION))
 
 
-def test_a_folder_of_models_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"does not exist.*models\.folders"):
-        Catalog([tmp_path / "none"], shipped=TINY)
+def test_a_broken_card_leaves_the_others_alone(make_model: MakeModel, tmp_path: Path) -> None:
+    site = make_model("tiny-bone", replace={'"tiny-bone"': '"our-bone"', "steps = 5": "steps = 0"}).parent
+    make_model("tiny-anomaly", folder="torn", replace={"[input]": "[input"})
+    catalog = Catalog([site, tmp_path / "none"], shipped=TINY)
+    assert {task: catalog.card(task).name for task in Task} == {
+        Task.BONE_SUPPRESSION: "tiny-bone",
+        Task.RESTORATION: "tiny-restoration",
+        Task.ANOMALY: "tiny-anomaly",
+    }
+    told = "\n".join(map(str, catalog.problems))
+    assert [p.name for p in catalog.problems] == ["our-bone", "torn", None]
+    assert "sampler.steps: 0 will not do" in told
+    assert "not TOML" in told
+    assert "does not exist" in told
+    with pytest.raises(ModelError, match=r"sampler\.steps: 0 will not do"):
+        catalog.card(Task.BONE_SUPPRESSION, "our-bone")
+    with pytest.raises(ModelError, match="not TOML"):
+        catalog.card(Task.ANOMALY, "torn")
 
 
 def test_a_folder_that_holds_no_model_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     assert Catalog([tmp_path], shipped=TINY).cards == Catalog([], shipped=TINY).cards
     (tmp_path / "lost+found" / "model.onnx").write_bytes(b"x")
-    with pytest.raises(ModelError, match=r"lost\+found: there is no card\.toml"):
-        Catalog([tmp_path], shipped=TINY)
+    (problem,) = Catalog([tmp_path], shipped=TINY).problems
+    assert "lost+found: there is no card.toml" in str(problem)
 
 
 def test_the_shipped_models_are_found_and_whole() -> None:

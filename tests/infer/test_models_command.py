@@ -14,6 +14,7 @@ from tiny_models import TINY, variant
 from pacs_node.errors import ModelError
 from pacs_node.infer import Catalog, Settings, read_card
 from pacs_node.infer.manage import add
+from pacs_node.infer.providers import available
 
 MakeModel = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +77,49 @@ def test_add_list_verify(make_model: MakeModel, config: Path, tmp_path: Path) ->
     again = command("add", source, "--config", config)
     assert again.returncode == 0
     assert "is there already, just the same" in again.stdout
+
+
+@pytest.mark.slow
+def test_variants_are_copied_verified_and_listed(make_model: MakeModel, config: Path, tmp_path: Path) -> None:
+    """The card's own graphs stand for their variants; a broken neighbour changes only the exit code."""
+    names = {role: (TINY / "tiny-bone" / f"{role}.onnx").read_bytes() for role in ("denoiser", "decoder")}
+    source = make_model(
+        "tiny-bone",
+        files={"denoiser.f16.onnx": names["denoiser"], "decoder.int8.onnx": names["decoder"]},
+        replace={
+            "[digests]": '[variants.f16]\ndenoiser = "denoiser.f16.onnx"\n\n'
+            '[variants.int8]\ndecoder = "decoder.int8.onnx"\n\n[digests]'
+        },
+    )
+    (source / "stray.onnx").write_bytes(b"")
+    assert command("add", source, "--config", config).returncode == 0
+    site = tmp_path / "site"
+    assert {"denoiser.f16.onnx", "decoder.int8.onnx"} <= {p.name for p in (site / "tiny-bone").iterdir()}
+    assert not (site / "tiny-bone" / "stray.onnx").exists()
+    (site / "broken").mkdir()
+    (site / "broken" / "card.toml").write_text('name = "broken"')
+
+    listed = command("list", "--config", config)
+    assert listed.returncode == 1
+    (line,) = (line for line in listed.stdout.splitlines() if line.split()[:1] == ["tiny-bone"])
+    size = sum(path.stat().st_size for path in (site / "tiny-bone").glob("*.onnx"))
+    assert f"f32 f16 int8 {size / 1e6:.1f} MB" in line
+    assert "broken/card.toml: task: the key is missing" in listed.stderr
+
+    verified = command("verify", "tiny-bone", "--build", "--config", config)
+    assert "tiny-bone 1.0.0: files as the card says; ran on " in verified.stdout
+    assert "int8" in verified.stdout  # of its own, or as what is taken here
+    if "cuda" not in available():
+        told = "it is for cuda, which the installed ONNX Runtime does not have"
+        assert f"tiny-bone 1.0.0, f16: not run here: {told}" in verified.stdout
+        assert verified.returncode == 1
+        assert (
+            "TensorRT: the installed ONNX Runtime does not have it. Install pacs-node[gpu]" in verified.stderr
+        )
+    (site / "tiny-bone" / "decoder.int8.onnx").unlink()
+    verified = command("verify", "tiny-bone", "--config", config)
+    assert verified.returncode == 1
+    assert "decoder.int8.onnx: the file is missing" in verified.stderr
 
 
 def test_verify_fails_on_an_altered_file(

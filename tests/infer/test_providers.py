@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import TINY, smooth, variant
 
 from pacs_node.conditions import Conditions
 from pacs_node.errors import ModelError
-from pacs_node.infer import Settings, load, providers, read_card
-from pacs_node.infer.providers import choices, open_session
+from pacs_node.infer import Settings, load, nvidia, providers, read_card
+from pacs_node.infer.providers import Choice, choices
+from pacs_node.infer.session import open_session
+from pacs_node.infer.starting import provider_options
 
 MakeModel = Callable[..., Path]
 
 
-def names(settings: Settings, there: tuple[str, ...]) -> list[str]:
-    return [choice.provider for choice in choices(settings, there=there)]
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with the driver and TensorRT; which provider is chosen does not ask the device more."""
+    monkeypatch.setattr(nvidia, "missing", lambda word: None)
 
 
-def test_the_default_order_passes_over_what_is_not_there_in_silence() -> None:
-    assert names(Settings(), ("cuda", "cpu")) == ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    assert names(Settings(), ("openvino", "cpu")) == ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+def names(settings: Settings, there: tuple[str, ...], **more: Any) -> list[str]:
+    return [choice.word for choice in choices(settings, there=there, **more)]
+
+
+ALL = ("tensorrt", "cuda", "openvino", "cpu")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_default_order() -> None:
+    assert names(Settings(), ALL) == ["cuda", "openvino", "cpu"]
+    assert names(Settings(), ALL, built=True) == ["tensorrt", "cuda", "openvino", "cpu"]
+    assert names(Settings(("cpu", "tensorrt")), ALL) == ["cpu", "tensorrt"]  # asked for, so built when needed
+    assert names(Settings(without=("cuda",)), ALL) == ["openvino", "cpu"]
     best = choices(Settings(), there=("openvino", "cpu"))[0]
     assert best.warnings == ()
     assert "fastest that is there" in best.reason
@@ -36,6 +54,14 @@ def test_a_provider_asked_for_but_absent_is_a_warning_of_the_next() -> None:
     assert second.provider == "OpenVINOExecutionProvider"
 
 
+def test_a_gpu_build_without_a_driver_is_a_warning_of_the_next() -> None:
+    if nvidia.missing("cuda") is None:
+        pytest.skip("this machine has an NVIDIA driver")
+    (only,) = choices(Settings(), there=("tensorrt", "cuda", "cpu"))
+    assert only.word == "cpu"
+    assert only.warnings == ("the provider cuda cannot start: there is no NVIDIA driver (libcuda.so.1)",)
+
+
 def test_none_of_those_asked_for_is_an_error() -> None:
     with pytest.raises(ModelError, match=r"\(tensorrt, cuda\).*openvino, cpu.*infer\.providers"):
         choices(Settings(("tensorrt", "cuda")), there=("openvino", "cpu"))
@@ -43,26 +69,103 @@ def test_none_of_those_asked_for_is_an_error() -> None:
         choices(Settings(("gpu",)), there=("cpu",))
 
 
-@pytest.mark.parametrize(
-    ("flag", "exact", "configured", "expected"),
-    [
-        ("amx_bf16", False, "auto", "bf16"),
-        ("avx512_bf16", False, "auto", "bf16"),
-        (None, False, "auto", "f32"),
-        ("amx_bf16", True, "auto", "f32"),
-        ("amx_bf16", False, "f32", "f32"),
-        (None, True, "bf16", "bf16"),
-    ],
-)
-def test_bf16_only_where_it_is_native_and_may_be(
-    monkeypatch: pytest.MonkeyPatch, flag: str | None, exact: bool, configured: str, expected: str
+ARITHMETIC = [
+    # provider, processor, the card's variants, exact, configured: computed in, and a word of the warning
+    ("openvino", "amx_bf16", (), False, "auto", "bf16", ""),
+    ("openvino", "avx512_bf16", (), False, "auto", "bf16", ""),
+    ("openvino", "", (), False, "auto", "f32", ""),
+    ("openvino", "amx_bf16", (), True, "auto", "f32", ""),
+    ("openvino", "amx_bf16", (), False, "f32", "f32", ""),
+    ("openvino", "", (), True, "bf16", "bf16", ""),
+    ("openvino", "", ("int8",), False, "int8", "int8", ""),
+    ("openvino", "avx512_vnni", ("int8",), False, "auto", "int8", ""),
+    ("openvino", "avx512_vnni", ("int8",), True, "auto", "f32", ""),
+    ("openvino", "amx_bf16", ("int8",), False, "auto", "bf16", ""),
+    ("openvino", "", ("f16",), False, "int8", "f32", "the model has no int8 graph"),
+    ("openvino", "amx_bf16", ("f16",), False, "f16", "f32", "does not compute in"),
+    ("cpu", "amx_bf16", (), False, "auto", "f32", ""),
+    ("cpu", "amx_bf16", (), False, "bf16", "f32", "bf16 was asked for, which the provider cpu"),
+    ("cuda", "", ("f16", "int8"), False, "auto", "f16", ""),
+    ("tensorrt", "", ("f16",), False, "auto", "f16", ""),
+    ("cuda", "", ("int8",), False, "auto", "f32", ""),
+    ("cuda", "", ("f16",), True, "auto", "f32", ""),
+    ("cuda", "", ("f16",), False, "f32", "f32", ""),
+]
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("word", "flag", "variants", "exact", "configured", "expected", "told"), ARITHMETIC)
+def test_the_arithmetic(
+    monkeypatch: pytest.MonkeyPatch,
+    word: str,
+    flag: str,
+    variants: tuple[Any, ...],
+    exact: bool,
+    configured: Any,
+    expected: str,
+    told: str,
 ) -> None:
-    monkeypatch.setattr(providers, "native_bf16", lambda: flag)
-    settings = Settings(precision=configured)  # type: ignore[arg-type]
-    openvino, cpu = choices(settings, exact=exact, there=("openvino", "cpu"))
-    assert openvino.precision == expected
-    assert expected in openvino.reason
-    assert cpu.precision == "f32"
+    monkeypatch.setattr(providers, "processor_flags", lambda: frozenset({flag}))
+    settings = Settings((word,), precision=configured)
+    (choice,) = choices(settings, exact=exact, variants=variants, there=ALL)
+    assert choice.precision == expected
+    assert choice.variant == (expected if expected in ("f16", "int8") else None)
+    assert expected in choice.reason
+    assert told in "; ".join(choice.warnings)
+    assert bool(told) == bool(choice.warnings)
+
+
+def test_the_options_of_each_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def options(word: str, precision: Any, **more: Any) -> dict[str, Any]:
+        return provider_options(Choice(providers.PROVIDERS[word], precision, ""), Settings(threads=2), **more)
+
+    plugin = json.loads(options("openvino", "bf16")["load_config"])["CPU"]
+    assert (plugin["INFERENCE_PRECISION_HINT"], plugin["INFERENCE_NUM_THREADS"]) == ("bf16", "2")
+    for flag, hint in (("avx512_bf16", "bf16"), ("avx512_vnni", "f32")):
+        monkeypatch.setattr(providers, "processor_flags", lambda flag=flag: frozenset({flag}))
+        rest = json.loads(options("openvino", "int8")["load_config"])["CPU"]["INFERENCE_PRECISION_HINT"]
+        assert rest == hint  # of what the int8 graph leaves in floating point
+    assert options("cuda", "f32", fixed=True)["enable_cuda_graph"] == "1"
+    assert (options("cuda", "f32")["use_tf32"], options("cuda", "f16")["use_tf32"]) == ("0", "1")
+    assert "trt_engine_cache_enable" not in options("tensorrt", "f32")
+    engines = tmp_path / "key" / "denoiser-f16"
+    kept = options("tensorrt", "f16", engines=engines)
+    assert (kept["trt_fp16_enable"], kept["trt_engine_cache_path"]) == ("1", str(engines))
+    assert kept["trt_timing_cache_path"] == str(engines.parent)
+    assert engines.is_dir()
+    assert options("cpu", "f32") == {}
+
+
+def test_engines_are_kept_apart_by_all_that_they_depend_on(make_model: MakeModel, tmp_path: Path) -> None:
+    card = read_card(make_model("tiny-bone"))
+    other = read_card(make_model("tiny-bone", folder="other", replace={"steps = 5": "steps = 6"}))
+    device = nvidia.Device("NVIDIA H100 80GB HBM3", "9.0", "580.95.05")
+    folders = [
+        nvidia.engine_folder(tmp_path, card, device, "101303"),
+        nvidia.engine_folder(tmp_path, other, device, "101303"),
+        nvidia.engine_folder(tmp_path, card, device, "101400"),
+        *(
+            nvidia.engine_folder(tmp_path, card, replace(device, **{name: "another"}), "101303")
+            for name in ("name", "compute_capability", "driver")
+        ),
+    ]
+    assert len(set(folders)) == len(folders)
+    assert folders[0] == nvidia.engine_folder(tmp_path, read_card(card.folder), device, "101303")
+    assert all(folder.parent == tmp_path / "tensorrt" for folder in folders)
+
+
+def test_the_device_as_nvidia_smi_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia.device.cache_clear()
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\n[ "$3" = "--id=2" ] && echo "NVIDIA L4, 8.9, 580.95.05"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert nvidia.device() == nvidia.Device("NVIDIA L4", "8.9", "580.95.05")
+    nvidia.device.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert nvidia.device() is None  # the tool fails
+    nvidia.device.cache_clear()
 
 
 def test_a_missing_provider_is_logged_and_stands_in_the_result(
@@ -87,8 +190,9 @@ def test_a_provider_that_does_not_start_is_told(
     """As with CUDA whose libraries are missing: the runtime has it by name, and then falls back by itself."""
     there = providers.available()
     if "cuda" in there:
-        pytest.skip("this machine has CUDA")
+        pytest.skip("the installed ONNX Runtime has CUDA")
     monkeypatch.setattr(providers, "available", lambda: ("cuda", *there))
+    monkeypatch.setattr(nvidia, "missing", lambda word: None)
     card = read_card(make_model("tiny-restoration"))
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
         session = open_session(card, "denoiser", Settings(("cuda", "cpu")))

@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def analyze(
-    folder: Path, *arguments: str | Path, tasks: tuple[str, ...] = ()
+    folder: Path, *arguments: str | Path, tasks: tuple[str, ...] = (), **infer: Any
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """Run the command with the tiny models; its end, and the JSON on stdout."""
     config = folder / "analyze.json"
-    config.write_text(json.dumps({"models": settings(folder)["models"], "infer": {"threads": 1}}))
+    config.write_text(json.dumps({"models": settings(folder)["models"], "infer": {"threads": 1, **infer}}))
     chosen = [word for task in tasks for word in ("--task", task)]
     command = [sys.executable, "-m", "pacs_node", "analyze", *map(str, arguments)]
     ended = subprocess.run(
@@ -72,6 +72,25 @@ def test_an_image_gives_three_results_a_report_and_their_description(tmp_path: P
     assert finding["decision"] in ("normal", "abnormal")
     assert (finding["score"] >= finding["threshold"]) == (finding["decision"] == "abnormal")
     assert dcmread(folder / record["report"]["file"]).SOPInstanceUID == record["report"]["sop_instance_uid"]
+
+
+def test_what_the_models_ran_on_and_why_is_in_the_report(tmp_path: Path) -> None:
+    source = chest()
+    ended, _ = analyze(tmp_path, write(tmp_path, source), tasks=("anomaly",), providers=["cuda", "cpu"])
+    assert ended.returncode == 0
+    folder = tmp_path / "out" / source.SOPInstanceUID
+    record = json.loads((folder / "report.json").read_text())
+    parameters = record["tasks"]["anomaly"]["parameters"]
+    assert parameters["provider"] == "CPUExecutionProvider"
+    assert "the next in the configured order; f32" in parameters["provider_reason"]
+    (warning,) = parameters["warnings"]
+    assert warning.startswith("the provider cuda ")
+    assert warning in record["warnings"]
+    assert warning in ended.stderr  # the log
+    report = dcmread(folder / "report.dcm")
+    told = "\n".join(str(element.value) for element in report.iterall() if element.VR == "UT")
+    for words in ("provider = CPUExecutionProvider", "precision = f32", "provider_reason = ", warning):
+        assert words in told
 
 
 def test_done_again_it_is_the_same(tmp_path: Path) -> None:

@@ -1,0 +1,199 @@
+"""The second stage: diffusion of the soft tissue's latent, given the radiograph's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from export.bone_suppression.data import Order, Squares, draw
+from export.bone_suppression.recipes import System
+from export.bone_suppression.train import add, items, trainer
+from export.devices import HERE, Place
+from export.training import Feed, TrainingError, learn
+from pacs_node.infer.cards import Diffusion
+from pacs_node.infer.sampling.noise import Noise
+
+#: Images on which a latent_scale is measured.
+MEASURED = 16
+
+
+class DenoiserTraining:
+    """The denoiser on pairs of latents, against the noise that ``system.diffusion`` describes."""
+
+    def __init__(
+        self,
+        system: System,
+        pairs: Sequence[Squares],
+        autoencoder: nn.Module,
+        *,
+        place: Place = HERE,
+        workers: int = 0,
+    ) -> None:
+        self.system, self.place, self.recipe = system, place, system.denoiser
+        recipe = self.recipe
+        self.autoencoder = autoencoder.eval().requires_grad_(False).to(place.device)
+        self.items = items(recipe, pairs)
+        self.order = Order(len(self.items), recipe.batch, recipe.seed)
+        diffusion = dict(system.diffusion)
+        if not diffusion["latent_scale"]:
+            diffusion["latent_scale"] = self.measured_scale(pairs[:MEASURED])
+        try:
+            self.diffusion = Diffusion(**diffusion)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise TrainingError(f"the diffusion cannot be as set: {wrong}") from error
+        if recipe.error not in ("l1", "l2"):
+            raise TrainingError(f"error={recipe.error}: that must be l1 or l2")
+        noise = Noise(self.diffusion)
+        levels = [noise.at(t) for t in range(noise.train_steps)]
+        self.alpha, self.sigma, self.told = (
+            torch.tensor([getattr(level, name) for level in levels], dtype=torch.float32, device=place.device)
+            for name in ("alpha", "sigma", "told")
+        )
+        self.trainer = trainer(
+            system,
+            "denoiser",
+            recipe,
+            lambda: system.make_denoiser(system.denoiser_shape),
+            len(self.items),
+            place,
+            diffusion,
+        )
+        self.trainer.model.train()
+        self.side = (recipe.crop or pairs[0].planes.shape[-1]) // system.factor
+        self.channels = system.autoencoder_shape.code_dimension
+        self.latents: dict[int, list[Tensor]] = {}
+        self.feed = Feed(self.sample, recipe.batch, place, portions=recipe.accumulate, workers=workers)
+
+    @torch.no_grad()
+    def measured_scale(self, pairs: Sequence[Squares]) -> float:
+        """What brings latents to unit variance."""
+        rng = np.random.default_rng(0)
+        spread = [self.encode(draw(s, rng)[0][None].to(self.place.device)).std() for s in pairs]
+        return round(float(1 / torch.stack(spread).mean()), 4)
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """Latents, float32, quantised if the recipe works on such, not scaled."""
+        with self.place.autocast():
+            latent = self.autoencoder.encode(image).float()
+        return self.autoencoder.quantise(latent)[0] if self.recipe.quantised else latent
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Images in [-1, 1] of latents that are not scaled."""
+        with self.place.autocast():
+            back = self.autoencoder.decode if self.recipe.requantised else self.autoencoder.decoder
+            return back(latent).float()
+
+    def sample(self, iteration: int, index: int) -> tuple[int, list[Tensor], int, Tensor]:
+        """Which item, its images (none if their latents are known), the level, and the noise."""
+        recipe = self.recipe
+        number = self.order(iteration, index)
+        rng, noise = (np.random.default_rng((recipe.seed, iteration, index, n)) for n in range(2))
+        level = int(noise.integers(len(self.alpha)))
+        if noise.random() < recipe.late:
+            level = len(self.alpha) - 1 - level // 10
+        drawn = noise.standard_normal((self.channels, self.side, self.side), dtype=np.float32)
+        offset = noise.standard_normal((self.channels, 1, 1), dtype=np.float32)
+        images = []
+        if number not in self.latents:
+            item = self.items[number]
+            images = draw(item.squares, rng, crop=recipe.crop, varied=recipe.varied, masked=item.masked)
+        return number, images, level, torch.from_numpy(drawn + recipe.offset_noise * offset)
+
+    def pair_of_latents(self, number: int, images: list[Tensor]) -> list[Tensor]:
+        """Of radiograph and soft tissue, scaled. Images that never vary are encoded once."""
+        if number in self.latents:
+            return [latent.to(self.place.device) for latent in self.latents[number]]
+        latents = [self.encode(image[None].to(self.place.device))[0] for image in images]
+        latents = [latent * self.diffusion.latent_scale for latent in latents]
+        if not (self.recipe.varied or self.recipe.crop):
+            self.latents[number] = [latent.cpu() for latent in latents]
+        return latents
+
+    def target(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """What the network is to predict of a sample alpha clean + sigma noise."""
+        if self.diffusion.prediction == "epsilon":
+            return noise
+        if self.diffusion.prediction == "sample":
+            return clean
+        return wide(self.alpha[level]) * noise - wide(self.sigma[level]) * clean
+
+    def clean(self, prediction: Tensor, sample: Tensor, level: Tensor) -> Tensor:
+        """The clean latent that a prediction amounts to."""
+        alpha, sigma = wide(self.alpha[level]), wide(self.sigma[level])
+        if self.diffusion.prediction == "epsilon":
+            return (sample - sigma * prediction) / alpha
+        if self.diffusion.prediction == "sample":
+            return prediction
+        return (alpha * sample - sigma * prediction) / (alpha.square() + sigma.square())
+
+    def step(self) -> dict[str, float]:
+        """One update; returns the error and, beside it, what leaving the radiograph as it is would cost."""
+        trainer, recipe = self.trainer, self.recipe
+        part = trainer.parts["model"]
+        report: dict[str, float] = {}
+        distance = F.mse_loss if recipe.error == "l2" else F.l1_loss
+        for number, samples in enumerate(self.feed(trainer.iteration), 1):
+            device = self.place.device
+            latents = [self.pair_of_latents(item, images) for item, images, _, _ in samples]
+            condition, clean = (torch.stack(members) for members in zip(*latents, strict=True))
+            level = torch.tensor([s[2] for s in samples], device=device)
+            noise = torch.stack([s[3] for s in samples]).to(device)
+            noisy = wide(self.alpha[level]) * clean + wide(self.sigma[level]) * noise
+            with part.portion(last=number == recipe.accumulate):
+                with self.place.autocast():
+                    prediction = self.system.denoise(part.call, noisy, condition, self.told[level])
+                error = distance(prediction.float(), self.target(clean, noise, level))
+                add(report, learn({"error": error}, 1 / recipe.accumulate))
+            with torch.no_grad():
+                made = self.clean(prediction.detach().float(), noisy, level)
+                # A level that is nearly all noise says nothing of the clean latent by epsilon.
+                near = distance(made.clamp(-9, 9), clean)
+                unchanged = distance(condition, clean)
+            add(
+                report,
+                {"clean": near.item() / recipe.accumulate, "unchanged": unchanged.item() / recipe.accumulate},
+            )
+        trainer.advance()
+        return report
+
+    @torch.no_grad()
+    def suppress(self, image: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """(N, 1, S, S) in [-1, 1] -> soft tissue as it is decoded, and the image less the decoded difference
+        that suppression makes; by the averaged weights, DDIM in ``steps`` steps.
+        """
+        scale, steps = self.diffusion.latent_scale, self.recipe.steps
+        network = self.trainer.average.eval()
+        latent = self.encode(image)
+        generator = np.random.default_rng(seed)
+        sample = torch.from_numpy(generator.standard_normal(latent.shape, dtype=np.float32)).to(latent.device)
+        count = len(self.alpha)
+        visited = [round(count * (i + 1) / steps) - 1 for i in range(steps)][::-1]
+        clean = sample
+        for number, t in enumerate(visited):
+            level = torch.full((len(sample),), t, device=latent.device)
+            with self.place.autocast():
+                prediction = self.system.denoise(network, sample, latent * scale, self.told[level])
+            clean = self.clean(prediction.float(), sample, level)
+            if self.diffusion.clip_start is not None:
+                limit = self.diffusion.clip_start + self.diffusion.clip_slope * (count - 1 - t)
+                clean = clean.clamp(-limit, limit)
+            if number + 1 < steps:
+                noise = (sample - wide(self.alpha[level]) * clean) / wide(self.sigma[level])
+                later = visited[number + 1]
+                sample = self.alpha[later] * clean + self.sigma[later] * noise
+        self.trainer.model.train()
+        soft = self.decode(clean / scale)
+        return soft, image - (self.decode(latent) - soft)
+
+
+def wide(values: Tensor) -> Tensor:
+    """(N,) -> (N, 1, 1, 1)."""
+    return values.view(-1, 1, 1, 1)
