@@ -47,8 +47,11 @@ def data_dir() -> Path:
     return folder
 
 
+_given: set[int] = set()
+
+
 def unused_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now, and that the system gives to nobody who does not ask for it.
+    """A TCP port of 127.0.0.1 that is free now, and that neither this nor the system gives to anybody else.
 
     The system's own choice would come from the range in which it also finds ports for outgoing connections,
     such as another test's.
@@ -57,8 +60,11 @@ def unused_port() -> int:
     below, above = range(10_240, first), range(last + 1, 65_536)
     while True:
         port = random.SystemRandom().choice(below or above)
+        if port in _given:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
 
 

@@ -49,15 +49,22 @@ def tell(call, *arguments):
 
 
 def answers(folder: Path, script: str) -> tuple[list[dict[str, Any]], str]:
-    """What the script tells, and the log."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script, folder],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    """What the script tells, and the log.
+
+    OpenVINO itself may crash where an allocation fails on one of its threads; what we do when it tells of
+    the failure can be seen only in a run where it does, so a crashed one is repeated.
+    """
+    for _ in range(12):
+        done = subprocess.run(
+            [sys.executable, "-c", PRELUDE + script, folder],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if done.returncode >= 0 or "openvino" not in script:
+            break
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
@@ -109,7 +116,7 @@ providers.processor_flags = lambda: frozenset({"avx512_vnni"})
 y, x = np.mgrid[0:64, 0:64].astype(np.float32) / 64
 image = (x + y) / 2, Conditions(), 0
 kept = open_session(card, "encoder", Settings(("openvino",), threads=1))  # OpenVINO's own libraries
-limit(250)
+limit(500)
 model = make(card, Settings(threads=1))
 tell(model, *image)
 tell(model, *image)
