@@ -14,6 +14,11 @@ examples:
   torchrun --nproc-per-node 4 -m export train bone_suppression --shape published --pairs ~/dual-energy \\
       --minutes 6000 --set batch=16 --set denoiser.rate=4e-4 --perceptual vgg16.pth
 """
+EVALUATE_EXAMPLE = """\
+examples:
+  python -m export evaluate bone_suppression
+  python -m export evaluate bone_suppression --part pairs --part nodules --model ~/models/bs-ldm-1024
+"""
 CONVERT_EXAMPLE = """\
 example:
   python -m export convert bone_suppression --autoencoder 2024-02-13-VQGAN.pth \\
@@ -26,6 +31,8 @@ def options(action: str, one: ArgumentParser) -> None:
     """What only this task takes."""
     if action == "convert":
         convert_options(one)
+    if action == "evaluate":
+        evaluate_options(one)
     if action not in ("pairs", "train"):
         return
     one.epilog = EXAMPLES
@@ -81,6 +88,20 @@ def options(action: str, one: ArgumentParser) -> None:
     one.add_argument("--workers", type=int, default=2, help="threads that prepare samples")
     one.add_argument("--look", type=int, help="iterations between validations, 0 for none until the end")
     one.add_argument("--look-pairs", type=int, default=8, help="pairs of each source to look at, 0 for none")
+
+
+def evaluate_options(one: ArgumentParser) -> None:
+    """What ``evaluate`` takes."""
+    one.epilog = EVALUATE_EXAMPLE
+    one.add_argument(
+        "--part",
+        action="append",
+        choices=("pairs", "nodules", "texture", "steps", "readers"),
+        help="what to measure, several times for several; default all of it",
+    )
+    one.add_argument("--model", type=Path, metavar="FOLDER", help=f"a model's folder; default {FOLDER}")
+    one.add_argument("--pairs", type=Path, action="append", metavar="DIR", help="more pairs to measure on")
+    one.add_argument("--most", type=int, default=0, help="images of a source at most; default: by part")
 
 
 def convert_options(one: ArgumentParser) -> None:
@@ -215,11 +236,13 @@ def onnx(arguments: Namespace) -> None:
 
 
 def evaluate(arguments: Namespace) -> None:
-    """Figures on pairs that were not trained on, into the card too, and pictures."""
-    from export.bone_suppression.evaluate import evaluate as measure
-    from export.bone_suppression.evaluate import table
-    from export.shipping import put_figures
+    """Figures on what was not trained on, into the card and runs/eval, and pictures."""
+    from export.bone_suppression.evaluation.part import Bench
+    from export.bone_suppression.evaluation.run import PARTS
+    from export.bone_suppression.evaluation.run import evaluate as measure
+    from pacs_node.infer import read_card
 
-    found = measure(arguments.models / FOLDER, arguments.data, arguments.runs / "eval")
-    put_figures(arguments.models / FOLDER, found)
-    print(table(found))
+    card = read_card(arguments.model or arguments.models / FOLDER)
+    out = arguments.runs / "eval" / card.name
+    bench = Bench(card, arguments.data, arguments.runs, out, tuple(arguments.pairs or ()), arguments.most)
+    measure(bench, arguments.part or PARTS)
