@@ -105,8 +105,10 @@ def radiographs(data: Path, count: int) -> list[nih.Record]:
     """Up to ``count`` frontal radiographs of ChestX-ray14, both views alike, of patients in its test part.
 
     Bone suppression learns from its training part alone, and what the first model saw is left out as well.
-    One radiograph a patient.
+    One radiograph a patient; none where the set is not there.
     """
+    if not (data / "nih_cxr14").is_dir():
+        return []
     records = sorted(nih.read_records(data), key=lambda r: r.path.name)
     unseen = {r.patient: r for r in reversed(nih.select(records[FIRST_SEEN:], "test"))}
     seen = {r.patient for r in records[:FIRST_SEEN]}

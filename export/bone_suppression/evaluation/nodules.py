@@ -38,9 +38,9 @@ Nodules of {patches} CT patches, turned, scaled to a diameter of 5 to 30 mm and 
 that of lung, Beer-Lambert at 60 keV, blur of 0.25 mm) into the lungs of {images} radiographs {seen},
 {count} in all; grey values by the radiograph's own span from lung to white (1.5 in attenuation), times 0.5,
 1 and 2. Contrast: mean over the disc where the nodule has over half of its height, less the mean of the
-ring around it, of the image with it less the image without it; kept: the same after suppression over
-before. Under bones: 60% or more of the disc lies on the pair's own bones; between: 20% or less. A field of
-370 mm is taken for the longer side."""
+ring around it (0.7 to 1.5 radii), of the image with it less the image without it; kept: the same after
+suppression over before. Under bones: 60% or more of the disc lies on the pair's own bones; between: 20% or
+less. A field of 370 mm is taken for the longer side."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,11 @@ def put(image: Array, signal: Array, centre: tuple[int, int]) -> Array:
 
 
 def contrast(change: Array, signal: Array) -> float:
-    """Mean over the nodule's disc less the mean over the ring around it."""
+    """Mean over the nodule's disc less the mean over the ring of 0.7 to 1.5 of its radius around it."""
     disc = signal > 0.5 * signal.max()
-    radius = max(2, round(float(np.sqrt(disc.sum() / np.pi))))
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
-    ring = (cv2.dilate(disc.astype(np.uint8), kernel) > 0) & (signal < 0.05 * signal.max())
+    radius = float(np.sqrt(disc.sum() / np.pi))
+    away = cv2.distanceTransform(1 - disc.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    ring = (away > 0.7 * radius) & (away <= 1.5 * radius + 1)
     return float(change[disc].mean() - change[ring].mean())
 
 

@@ -20,8 +20,10 @@ def tile(image: Array, side: int, caption: str = "") -> Array:
     canvas = np.zeros((side, side), np.uint8)
     top, left = (side - rows) // 2, (side - columns) // 2
     canvas[top : top + rows, left : left + columns] = np.round(small * 255)
-    for thickness, grey in ((3, 0), (1, 255)):
-        cv2.putText(canvas, caption, (5, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, grey, thickness, cv2.LINE_AA)
+    if caption:
+        (width, _), _ = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
+        canvas[:22, : width + 10] = 0
+        cv2.putText(canvas, caption, (5, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, 255, 1, cv2.LINE_AA)
     return canvas
 
 
