@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -210,13 +210,17 @@ def compared(
         half = round((spot.diameter + 20) / pitch)
         row, column = spot.centre
         part = np.s_[max(row - half, 0) : row + half, max(column - half, 0) : column + half]
-        signal = spot.signal[part]
-        before, after = (added - image)[part], (result - plain)[part]
+        # Copies: a view would keep the whole image, of each of hundreds of nodules.
+        signal = spot.signal[part].copy()
+        before, after = added[part] - image[part], result[part] - plain[part]
         given = contrast(before, signal)
         if given > 0.25 * contrast(signal, signal):  # else it was lost in white before any suppression
             share = contrast(after, signal) / given
-            patient = case.found.patient
-            found.append(Kept(spot, patient, case.name, share, added[part], result[part], before, after))
+            shown = added[part].copy(), result[part].copy()
+            kept = Kept(
+                replace(spot, signal=signal), case.found.patient, case.name, share, *shown, before, after
+            )
+            found.append(kept)
     return found
 
 
