@@ -25,6 +25,15 @@ example:
       --denoiser ldm-final-2024-02-16-myModel.pth --out ~/models --name bs-ldm-1024
   pacs-node models add ~/models/bs-ldm-1024 --config pacs-node.yaml
 """
+ADAPT_EXAMPLE = """\
+examples:
+  python -m export adapt bone-suppression --pairs ~/dual-energy --to ~/models
+  python -m export adapt bone-suppression --pairs ~/dual-energy --replay ~/other-pairs --config pacs-node.yaml
+
+It writes a model of a new name (NAME-1, NAME-2, …), so that the one that it came from and those adapted
+before stay: name the one that is to run in the configuration, models.bone_suppression, and name the older one
+there to go back.
+"""
 
 
 def options(action: str, one: ArgumentParser) -> None:
@@ -33,6 +42,8 @@ def options(action: str, one: ArgumentParser) -> None:
         convert_options(one)
     if action == "evaluate":
         evaluate_options(one)
+    if action == "adapt":
+        adapt_options(one)
     if action not in ("pairs", "train"):
         return
     one.epilog = EXAMPLES
@@ -102,6 +113,40 @@ def evaluate_options(one: ArgumentParser) -> None:
     one.add_argument("--model", type=Path, metavar="FOLDER", help=f"a model's folder; default {FOLDER}")
     one.add_argument("--pairs", type=Path, action="append", metavar="DIR", help="more pairs to measure on")
     one.add_argument("--most", type=int, default=0, help="images of a source at most; default: by part")
+
+
+def adapt_options(one: ArgumentParser) -> None:
+    """What ``adapt`` takes; export/bone_suppression/adapt.py says more."""
+    one.epilog = ADAPT_EXAMPLE
+    one.add_argument(
+        "--pairs",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="folder of the site's pairs, as `train` takes them; several times for several",
+    )
+    one.add_argument("--model", type=Path, metavar="FOLDER", help=f"what to begin with; default {FOLDER}")
+    one.add_argument("--replay", type=Path, action="append", default=[], metavar="DIR", help="other pairs")
+    one.add_argument("--minutes", type=float, default=45.0, help="for all of it, the folds included")
+    one.add_argument("--iterations", type=int, default=250, help="of each fold and of the model, at most")
+    one.add_argument("--rate", type=float, default=3e-4, help="of learning")
+    one.add_argument("--folds", type=int, default=4, help="times that patients are left out to measure")
+    one.add_argument("--name", help="of the model, a number is added; default: the one it begins with, -site")
+    one.add_argument("--out", type=Path, metavar="DIR", help="where its folder goes; default RUNS/adapted")
+    one.add_argument("--to", type=Path, metavar="DIR", help="the site's folder of models to add it to")
+    one.add_argument("--config", type=Path, help="a node's configuration: its models.folders, if not --to")
+    one.add_argument("--anyway", action="store_true", help="keep it even if it did not get better")
+    one.add_argument("--soft-tissue", metavar="PATTERN", help="what tells soft-tissue series, as for `pairs`")
+    one.add_argument(
+        "--tone",
+        choices=("own", "radiograph"),
+        default="own",
+        help="show a DICOM twin by its own window, or by its radiograph's",
+    )
+    one.add_argument("--skip-defects", action="store_true", help="leave out what `pairs` calls wrong")
+    one.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    one.add_argument("--precision", default="auto", help="auto (bf16 where there is hardware), bf16 or fp32")
 
 
 def convert_options(one: ArgumentParser) -> None:
@@ -225,6 +270,64 @@ def train(arguments: Namespace) -> None:
             Stage(name, chosen, here, arguments, own_folders(arguments.data)).train(
                 arguments.minutes / len(stages)
             )
+
+
+def adapt(arguments: Namespace) -> None:
+    """Learns on, prints the table, writes the model's folder, and takes it in if it is told where."""
+    import re
+    import secrets
+    import shutil
+
+    from export.bone_suppression import adapted
+    from export.bone_suppression.adapt import Request
+    from export.bone_suppression.adapt import adapt as learn
+    from export.bone_suppression.pairs import SOFT
+    from export.bone_suppression.tuning import Plan
+    from export.devices import place
+    from pacs_node.config import Config, load
+    from pacs_node.infer import Catalog, read_card
+
+    config = load(arguments.config) if arguments.config else Config()
+    target: Path | None = arguments.to or next(iter(config.models.folders), None)
+    model = arguments.model or arguments.models / FOLDER
+    parent = read_card(model)
+    out: Path = arguments.out or arguments.runs / "adapted"
+    there = {path.resolve() for path in (out, *([target] if target else []), *config.models.folders)}
+    taken = {card.name for card in Catalog([path for path in sorted(there) if path.is_dir()]).cards}
+    wish = arguments.name or re.sub(r"-site-\d+$", "", parent.name) + "-site"
+    name, number = adapted.free_name(wish, taken)
+    request = Request(
+        model=model,
+        pairs=tuple(arguments.pairs),
+        cache=arguments.runs / "cache",
+        replay=tuple(arguments.replay),
+        minutes=arguments.minutes,
+        folds=arguments.folds,
+        plan=Plan(iterations=arguments.iterations, rate=arguments.rate),
+        soft=arguments.soft_tissue or SOFT,
+        tone=arguments.tone,
+        skip_defects=arguments.skip_defects,
+    )
+    aside = out / f".{name}.{secrets.token_hex(4)}"
+    try:
+        with place(arguments.device, arguments.precision) as here:
+            found = learn(request, aside, here)
+        print(f"\n{adapted.report(found)}\n\n{found.seconds / 60:.0f} minutes")
+        if not arguments.anyway:
+            adapted.better(found)
+        base = re.sub(r"\+.*$", "", parent.version)
+        adapted.describe(found, name, f"{base}+site.{number}")
+        aside.rename(out / name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    if target is None:
+        print(f"{out / name}: written. Take it in with: pacs-node models add {out / name}")
+        return
+    card = adapted.install(out / name, target, config).card
+    print(
+        f"{card.name} {card.version} added: {card.folder}\nTo use it, configure models.bone_suppression: "
+        f"{card.name}; to go back, {parent.name}"
+    )
 
 
 def onnx(arguments: Namespace) -> None:
