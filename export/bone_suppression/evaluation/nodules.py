@@ -180,9 +180,9 @@ def draw(
     strength = gain(image, inside)
     spots: list[Spot] = []
     places = np.argwhere(inside)
-    for place in range(TOGETHER):
-        diameter = SIZES[(number * TOGETHER + place) % len(SIZES)]
-        times = CONTRASTS[(number * TOGETHER + place) % len(CONTRASTS)]
+    # Counted on through all sets, so that sizes, contrasts and positions are not tied to each other.
+    for serial in range(number * TOGETHER, (number + 1) * TOGETHER):
+        diameter, times = SIZES[serial % len(SIZES)], CONTRASTS[serial // 3 % len(CONTRASTS)]
         alike = [p for p in patches if 0.4 < p.diameter / diameter < 1.6] or list(patches)
         signal = times * strength * projected(alike[int(rng.integers(len(alike)))], diameter, pitch, rng)
         found = []
@@ -196,7 +196,7 @@ def draw(
         if found:
             found.sort(key=lambda s: s.covered)
             # A third under bones, a third between, the rest wherever it falls.
-            spots.append(found[(-1, 0, len(found) // 2)[(place + number) % 3]])
+            spots.append(found[(-1, 0, len(found) // 2)[serial % 3]])
     return spots
 
 
