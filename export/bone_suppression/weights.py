@@ -173,12 +173,10 @@ def _as(system: System, graphs: dict[str, Graph]) -> Networks:
     prefix = "network." if isinstance(denoiser, UNet) else ""
     channels, side = system.autoencoder_shape.code_dimension, 64
     latent = torch.zeros(1, channels, side, side, device="meta")
-    order = _order(system, denoiser, latent)
     places = {
-        "encoder": graphs["encoder"].places(autoencoder.encoder, "encoder."),
-        "decoder": graphs["decoder"].places(autoencoder.decoder, "decoder."),
-        "denoiser": graphs["denoiser"].places(denoiser, prefix, order),
+        role: graphs[role].places(getattr(autoencoder, role), f"{role}.") for role in ("encoder", "decoder")
     }
+    places["denoiser"] = graphs["denoiser"].places(denoiser, prefix, _order(system, denoiser, latent))
     weights = {
         role: {name: graphs[role].read(place) for name, place in places[role].items()} for role in places
     }
