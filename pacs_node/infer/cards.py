@@ -55,7 +55,7 @@ measured at::
     terms = ["…"]
     recipe = "python -m export …"
     parent = "bones-512 1.0.0 sha256:…" # whose weights it began with; optional
-    pairs = { jsrt_bse = "split" }      # bone_suppression: folders of pairs, "all", "split" or names; optional
+    pairs = { jsrt_bse = "split" }      # bone_suppression: by folder "all", "split" or names; optional
     [figures]                           # measured values, freely named, with their n and date
     [limits]
     texts = ["…"]
@@ -173,8 +173,8 @@ class Training(Part):
     )
     pairs: dict[str, Literal["all", "split"] | list[Text]] = Field(
         {},
-        description='a table of the folders of pairs trained on, each "all", "split" (but for the patients that '
-        "training leaves out) or a list of their files' names without suffix",
+        description='a table of the folders of pairs trained on, each "all", "split" (but for the patients '
+        "that training leaves out) or a list of their files' names without suffix",
     )
 
 
