@@ -189,8 +189,12 @@ def test_the_knee_is_the_fewest_steps_that_are_as_good() -> None:
             ("lcm", 2, 3.0, 0.8),
         )
     ]
-    best = steps.knee(rows)
-    assert (best["sampler"], best["steps"]) == ("heun", 4)
+    best, by = steps.knee(rows)
+    assert (best["sampler"], best["steps"], by) == ("heun", 4, "0.1 dB and 1% of nodule contrast")
+    worse = [row | {"nodule_contrast": 1.0} if row["psnr_gain"] == 2.0 else row for row in rows]
+    best, by = steps.knee(worse)
+    assert (best["sampler"], best["steps"]) == ("lcm", 2)
+    assert "none" in by
 
 
 def write_pairs(folder: Path, count: int, size: int = 256) -> None:
