@@ -74,7 +74,8 @@ def quantise(model: onnx.ModelProto, limits: Mapping[str, Range]) -> None:
             given, weight = node.input[0], weights[node.input[1]]
             if given not in rounded:
                 nodes += _round_input(model, given, limits[given])
-            nodes += _round_weight(model, weight, OUTPUT_AXIS[node.op_type])
+            if weight.name not in rounded:  # two may share one: the exporter merges equal weights
+                nodes += _round_weight(model, weight, OUTPUT_AXIS[node.op_type])
             rounded |= {given, weight.name}
             node.input[0], node.input[1] = f"{given}.rounded", f"{weight.name}.rounded"
         nodes.append(node)

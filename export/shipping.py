@@ -131,10 +131,16 @@ def halve_weights(model: onnx.ModelProto, smallest: int) -> None:
 
 
 def parity(
-    module: torch.nn.Module, path: Path, inputs: Mapping[str, Tensor], *, tolerance: float
+    module: torch.nn.Module,
+    path: Path,
+    inputs: Mapping[str, Tensor],
+    *,
+    tolerance: float,
+    aside: float = 0.0,
 ) -> list[float]:
     """Largest difference of each output to torch's, relative to its largest value; for N and for N = 1.
 
+    The share ``aside`` of the largest differences is left aside, where rounding may make a jump.
     Raises ValueError above ``tolerance`` (half-precision storage costs about 1e-3).
     """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -146,7 +152,7 @@ def parity(
             wanted = module(*given.values())
         wanted = wanted if isinstance(wanted, tuple) else (wanted,)
         errors = [
-            float(np.abs(f - w.numpy()).max() / max(np.abs(w.numpy()).max(), 1e-6))
+            float(np.quantile(np.abs(f - w.numpy()), 1 - aside) / max(np.abs(w.numpy()).max(), 1e-6))
             for f, w in zip(found, wanted, strict=True)
         ]
         worst = [max(pair) for pair in zip(worst or errors, errors, strict=True)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ _ASKED, _ANSWER = ".asked", ".answer"
 
 @dataclass(frozen=True)
 class Answer:
-    """What an N-EVENT-REPORT said: the SOP Instance UIDs that are committed, and the others with their
+    """What was reported: the SOP Instance UIDs that are committed, and the others with their
     Failure Reason.
     """
 
@@ -46,11 +46,15 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def ask(self, sop_instance_uids: Iterable[str]) -> str:
-        """Note durably that these are about to be asked for; the new Transaction UID. Raises OSError."""
+    def ask(self, sop_instance_uids: Iterable[str], known_as: str = "") -> str:
+        """Note durably that these are asked for; the new Transaction UID. Raises OSError.
+
+        ``known_as``: what the transaction is called by whoever asks on our behalf, if it names its own.
+        """
         transaction = f"2.25.{uuid.uuid4().int}"
         make_folder(self._folder)
-        atomic_write(self._path(transaction, _ASKED), json.dumps(sorted(sop_instance_uids)).encode())
+        record = {"objects": sorted(sop_instance_uids), "known_as": known_as}
+        atomic_write(self._path(transaction, _ASKED), json.dumps(record).encode())
         return transaction
 
     def report(self, information: Dataset) -> bool:
@@ -58,21 +62,26 @@ class Ledger:
 
         Of what it lists, only what was asked for is kept. Raises OSError.
         """
-        transaction = str(information.get("TransactionUID") or "")
-        try:
-            asked = set(json.loads(self._path(transaction, _ASKED).read_bytes()))
-        except FileNotFoundError:
+        return self.keep(
+            str(information.get("TransactionUID") or ""),
+            committed=[
+                str(item.get("ReferencedSOPInstanceUID"))
+                for item in information.get("ReferencedSOPSequence") or []
+            ],
+            failed={
+                str(item.get("ReferencedSOPInstanceUID")): int(item.get("FailureReason") or 0)
+                for item in information.get("FailedSOPSequence") or []
+            },
+        )
+
+    def keep(self, transaction: str, committed: Iterable[str], failed: Mapping[str, int]) -> bool:
+        """As ``report``, of SOP Instance UIDs and, where they are not committed, their Failure Reason."""
+        asked = self._asked(transaction)
+        if asked is None:
             return False
-        failed = {
-            uid: int(item.get("FailureReason") or 0)
-            for item in information.get("FailedSOPSequence") or []
-            if (uid := str(item.get("ReferencedSOPInstanceUID"))) in asked
-        }
-        listed = {
-            str(item.get("ReferencedSOPInstanceUID"))
-            for item in information.get("ReferencedSOPSequence") or []
-        }
-        record = {"committed": sorted(asked & listed - set(failed)), "failed": failed}
+        objects = set(asked["objects"])
+        failed = {uid: reason for uid, reason in failed.items() if uid in objects}
+        record = {"committed": sorted(objects & set(committed) - set(failed)), "failed": failed}
         atomic_write(self._path(transaction, _ANSWER), json.dumps(record).encode())
         return True
 
@@ -86,7 +95,11 @@ class Ledger:
 
     def knows(self, transaction: str) -> bool:
         """Whether it was asked for and not forgotten since."""
-        return self._path(transaction, _ASKED).exists()
+        return self._asked(transaction) is not None
+
+    def known_as(self, transaction: str) -> str:
+        """What a transaction is called by whoever asked on our behalf; empty if it is not known."""
+        return str((self._asked(transaction) or {}).get("known_as", ""))
 
     def forget(self, transaction: str) -> None:
         """Forget a transaction and what was reported on it."""
@@ -103,6 +116,13 @@ class Ledger:
                 forgotten += 1
         return forgotten
 
+    def _asked(self, transaction: str) -> dict[str, Any] | None:
+        try:
+            record: dict[str, Any] = json.loads(self._path(transaction, _ASKED).read_bytes())
+        except FileNotFoundError:
+            return None
+        return record
+
     def _path(self, transaction: str, suffix: str) -> Path:
         # A received string never becomes part of a path.
         return self._folder / (hashlib.sha256(transaction.encode()).hexdigest()[:32] + suffix)
@@ -114,11 +134,12 @@ def action_information(transaction: str, references: Iterable[tuple[str, str]]) 
     """
     ds = Dataset()
     ds.TransactionUID = transaction
-    ds.ReferencedSOPSequence = [_reference(*reference) for reference in references]
+    ds.ReferencedSOPSequence = [reference(*pair) for pair in references]
     return ds
 
 
-def _reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+def reference(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+    """An item of a Referenced SOP Sequence."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
     return item

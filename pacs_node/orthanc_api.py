@@ -25,10 +25,13 @@ CHUNK = 1 << 17
 
 
 class OrthancError(PacsNodeError):
-    """Orthanc did not do what it was asked. ``status``: of HTTP, 0 if there was no answer."""
+    """Orthanc did not do what it was asked.
 
-    def __init__(self, status: int, reason: str) -> None:
-        self.status = status
+    ``status``: of HTTP, 0 if there was no answer. ``code``: Orthanc's own (ErrorCode), 0 if it gave none.
+    """
+
+    def __init__(self, status: int, reason: str, code: int = 0) -> None:
+        self.status, self.code = status, code
         super().__init__(reason)
 
 
@@ -133,7 +136,8 @@ class OrthancApi:
             raise _lost(self._url, path, error) from error
         with response:
             if response.status_code != 200:
-                raise OrthancError(response.status_code, f"HTTP {response.status_code}: {_why(response)}")
+                words, code = _why(response)
+                raise OrthancError(response.status_code, f"HTTP {response.status_code}: {words}", code)
             yield response
 
 
@@ -142,15 +146,16 @@ def escaped(name: str) -> str:
     return quote(name, safe="")
 
 
-def _why(response: requests.Response) -> str:
-    """Orthanc's own words. They name resources and peers; patients only in errors of its database, which come
-    without Details.
+def _why(response: requests.Response) -> tuple[str, int]:
+    """Orthanc's own words, and its code. They name resources and peers; patients only in errors of its
+    database, which come without Details.
     """
     try:
         answer = response.json()
-        return str(answer.get("Details") or answer.get("Message") or response.reason)[:200]
-    except (requests.RequestException, ValueError, AttributeError):
-        return str(response.reason)[:200]
+        words = str(answer.get("Details") or answer.get("Message") or response.reason)[:200]
+        return words, int(answer.get("OrthancStatus") or 0)
+    except (requests.RequestException, ValueError, AttributeError, TypeError):
+        return str(response.reason)[:200], 0
 
 
 def _lost(url: str, path: str, error: Exception) -> OrthancError:

@@ -19,16 +19,22 @@ Judge = Callable[[list[str]], dict[str, int] | None]
 
 
 class Peer:
-    """Listens on a free port; ``report_to`` is a receiver's port, or None to report on the same
+    """Listens on a free port; ``report_to`` is the port of ``reported_ae``, or None to report on the same
     association.
     """
 
-    def __init__(self, judge: Judge, report_to: int | None = None, *, offers_commitment: bool = True) -> None:
-        self.judge, self.report_to = judge, report_to
+    def __init__(
+        self,
+        judge: Judge,
+        report_to: int | None = None,
+        *,
+        offers_commitment: bool = True,
+        reported_ae: str = "PACS_NODE",
+    ) -> None:
+        self.judge, self.report_to, self.reported_ae = judge, report_to, reported_ae
         self.stored: list[str] = []
         self.requests: list[Dataset] = []
         self.statuses: list[int | None] = []
-        self.called: list[str] = []
         self._running = True
         self._threads: list[threading.Thread] = []
         ae = AE("PEER")
@@ -74,7 +80,7 @@ class Peer:
             status, _ = association.send_n_event_report(information, kind, COMMITMENT, INSTANCE)
             self.statuses.append(status.get("Status"))
         else:
-            self.statuses.append(send_report(self.report_to, information, kind))
+            self.statuses.append(send_report(self.report_to, information, kind, self.reported_ae))
 
 
 def report(request: Dataset, failed: dict[str, int]) -> tuple[Dataset, int]:
@@ -97,7 +103,7 @@ def report(request: Dataset, failed: dict[str, int]) -> tuple[Dataset, int]:
     return information, 2 if refused else 1
 
 
-def send_report(port: int, information: Dataset, kind: int) -> int | None:
+def send_report(port: int, information: Dataset, kind: int, called_ae: str = "PACS_NODE") -> int | None:
     """Report on an association of its own, with the roles turned round; the status."""
     ae = AE("PEER")
     association = ae.associate(
@@ -105,7 +111,7 @@ def send_report(port: int, information: Dataset, kind: int) -> int | None:
         port,
         contexts=[build_context(COMMITMENT, ExplicitVRLittleEndian)],
         ext_neg=[build_role(COMMITMENT, scp_role=True)],
-        ae_title="PACS_NODE",
+        ae_title=called_ae,
     )
     assert association.is_established
     assert association.accepted_contexts[0].as_scp

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,13 +47,22 @@ def data_dir() -> Path:
     return folder
 
 
+def unused_port() -> int:
+    """A TCP port of 127.0.0.1 that is free now, and that the system gives to nobody who does not ask for it.
+
+    The system's own choice would come from the range in which it also finds ports for outgoing connections,
+    such as another test's.
+    """
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    below, above = range(10_240, first), range(last + 1, 65_536)
+    while True:
+        port = random.SystemRandom().choice(below or above)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """Gives a TCP port of 127.0.0.1 that was free a moment ago."""
-
-    def port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    return port
+    """See ``unused_port``."""
+    return unused_port

@@ -24,7 +24,7 @@ from export.shipping import save_graph, write_card
 from pacs_node.conditions import Conditions
 from pacs_node.infer import Settings, make, read_card
 from pacs_node.infer.cards import Card
-from pacs_node.infer.diffusion import encode
+from pacs_node.infer.diffusion import Count, Diffusion, encode
 from pacs_node.infer.geometry import Frame
 from pacs_node.infer.sampling.noise import Noise
 from pacs_node.infer.session import open_session
@@ -58,7 +58,7 @@ def int8(
     shown = list(images) or [Phantom(seed).render(max(64, card.input.size)).radiograph for seed in range(2)]
     tried, seen = (shown[:1], shown[1:]) if len(shown) > 1 else (shown, shown)
     files = {role: f"{role}.int8.onnx" for role in ROLES}
-    for role, examples in _examples(card, seen, how.levels).items():
+    for role, examples in _examples(card, seen, how).items():
         source = folder / card.files[role]
         found = ranges(source, examples)
         model = onnx.load(str(source))
@@ -96,18 +96,27 @@ def int8(
     return {role: files[role] for role in kept}, figures | {"graphs": kept}
 
 
-def _examples(card: Card, images: Sequence[Array], levels: int) -> dict[str, list[dict[str, Array]]]:
-    """What each graph gets to see while its ranges are found."""
+def _examples(card: Card, images: Sequence[Array], how: Int8) -> dict[str, list[dict[str, Array]]]:
+    """What each graph gets to see while its ranges are found.
+
+    The denoiser sees the radiographs' latents at all levels of noise; the decoder also what is sampled, which
+    goes further than the codes do.
+    """
     if card.diffusion is None:
         raise ValueError(f"{card.folder}: a model without [diffusion]")
-    size, noise = card.input.size, Noise(card.diffusion)
+    table, size, noise = card.diffusion, card.input.size, Noise(card.diffusion)
+    exactly = Settings(PROCESSOR, precision="f32", steps=how.steps)
     squares = [encode(Frame(*image.shape, size).to_square(image), card) for image in images]
-    encoder = open_session(card, "encoder", Settings(PROCESSOR, precision="f32"))
-    latents = [np.float32(card.diffusion.latent_scale) * encoder.run(image=s)["latent"] for s in squares]
+    encoder = open_session(card, "encoder", exactly)
+    scale = np.float32(table.latent_scale)
+    latents = [scale * encoder.run(image=square)["latent"] for square in squares]
+    diffusion = Diffusion(card, open_session(card, "denoiser", exactly), exactly)
+    count = Count(diffusion.evaluations, None)
+    sampled = [diffusion.sample(latent, 0, count) for latent in latents]
     rng = np.random.default_rng(0)
 
     def noisy(latent: Array) -> Iterator[dict[str, Array]]:
-        for t in np.linspace(card.diffusion.train_steps - 1 if card.diffusion else 0, 0, levels).round():
+        for t in np.linspace(table.train_steps - 1, 0, how.levels).round():
             level = noise.at(float(t))
             sample = level.alpha * latent + level.sigma * rng.standard_normal(latent.shape)
             yield {
@@ -119,7 +128,7 @@ def _examples(card: Card, images: Sequence[Array], levels: int) -> dict[str, lis
     return {
         "encoder": [{"image": square} for square in squares],
         "denoiser": [example for latent in latents for example in noisy(latent)],
-        "decoder": [{"latent": latent / np.float32(card.diffusion.latent_scale)} for latent in latents],
+        "decoder": [{"latent": latent / scale} for latent in (*latents, *sampled)],
     }
 
 

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from pacs_node.errors import ModelError
 
-#: The full-size denoiser is 1.5 GB, its pickle 2 MB.
-MAX_FILE, MAX_PICKLE, MAX_MEMBERS = 8 << 30, 64 << 20, 100_000
+#: The full-size denoiser is 1.5 GB, its pickle under 1 MB. A hostile one makes 60 bytes of objects of a byte.
+MAX_FILE, MAX_PICKLE, MAX_MEMBERS = 8 << 30, 16 << 20, 100_000
 #: What a state dict is put into, in the order in which one is looked for: averages before the last weights.
 WRAPPED = ("ema", "model_ema", "average", "state_dict", "model", "net", "network", "parts")
 #: What torch's wrappers put before every name.

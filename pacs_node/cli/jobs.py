@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -57,10 +57,12 @@ def register(app: typer.Typer) -> None:
         if as_json:
             typer.echo(json.dumps([as_dict(job) for job in found], indent=2, ensure_ascii=False))
             return
+        from pacs_node.pipeline.retry import failed_tasks
+
         for job in found:
-            typer.echo(
-                f"{_local(job.updated)}  {job.status:<9}  {job.id}{f'  {job.error}' if job.error else ''}"
-            )
+            failed = ", ".join(failed_tasks(job))
+            trouble = job.error or (f"failed in it: {failed}" if failed else "")
+            typer.echo(f"{_local(job.updated)}  {job.status:<9}  {job.id}{f'  {trouble}' if trouble else ''}")
 
     @jobs.command("show")
     def show(
@@ -103,20 +105,24 @@ def register(app: typer.Typer) -> None:
     @jobs.command("retry")
     def retry(
         job_ids: Annotated[list[str] | None, _IDS] = None,
-        unsuccessful: Annotated[bool, typer.Option("--all", help="All failed and dead jobs.")] = False,
+        unsuccessful: Annotated[bool, typer.Option("--all", help="All that have failed.")] = False,
         as_json: Annotated[bool, _JSON] = False,
         config: Annotated[Path | None, _CONFIG] = None,
     ) -> None:
         """Run failed, dead or cancelled jobs again, from where they ended.
 
+        Of an analysis that is done, the tasks that failed in it are done again, by a job of their own.
+
         Example: [bold]pacs-node jobs retry deliver/3f…/9a…/received/PACS/12[/bold]
         """
+        from pacs_node.pipeline.retry import retry, to_retry
+
         if unsuccessful == bool(job_ids):
             raise typer.BadParameter("give ids of jobs, or --all", param_hint="JOB_IDS")
         if unsuccessful:
             with _client(config) as client:
-                job_ids = [job.id for job in client.find(status=["failed", "dead"])]
-        _change(job_ids or [], "retry", as_json=as_json, config=config)
+                job_ids = to_retry(client)
+        _change(job_ids or [], retry, as_json=as_json, config=config)
 
     @jobs.command("cancel")
     def cancel(
@@ -129,7 +135,7 @@ def register(app: typer.Typer) -> None:
 
         Example: [bold]pacs-node jobs cancel analyse/3f…/9a…[/bold]
         """
-        _change(job_ids, "cancel", as_json=as_json, config=config)
+        _change(job_ids, lambda client, job_id: client.cancel(job_id), as_json=as_json, config=config)
 
 
 def as_dict(job: Job) -> dict[str, Any]:
@@ -137,12 +143,14 @@ def as_dict(job: Job) -> dict[str, Any]:
     return {**vars(job), "created": _iso(job.created), "updated": _iso(job.updated)}
 
 
-def _change(job_ids: list[str], action: str, *, as_json: bool, config: Path | None) -> None:
+def _change(
+    job_ids: list[str], action: Callable[[Client, str], Job | None], *, as_json: bool, config: Path | None
+) -> None:
     with _client(config) as client:
         for job_id in job_ids:
             if client.get(job_id) is None:
                 _missing(job_id)
-        changed = [getattr(client, action)(job_id) for job_id in job_ids]
+        changed = [job for job_id in job_ids if (job := action(client, job_id)) is not None]
     if as_json:
         typer.echo(json.dumps([as_dict(job) for job in changed], indent=2, ensure_ascii=False))
         return

@@ -178,10 +178,11 @@ def _verify(name: str | None, build_engines: bool, config: Config) -> int:
     for card in cards:
         label, settings = f"{card.name} {card.version}", _settings(config, card)
         try:
-            typer.echo(f"{label}: files as the card says; {_ran(try_out(card, settings))}")
+            done = try_out(card, settings)
+            typer.echo(f"{label}: files as the card says; {_ran(done)}")
             for remark in card.unused():
                 typer.echo(f"{label}: {remark}")
-            for tried in try_variants(card, settings):
+            for tried in try_variants(card, settings, done):
                 told = _ran(tried.result) if tried.result else f"not run here: {tried.why_not}"
                 typer.echo(f"{label}, {tried.variant}: {told}")
             if build_engines:

@@ -71,6 +71,25 @@ def _receive(config: Config, source: Source) -> Iterator[Problem]:
     for index, caller in enumerate(config.receive.callers):
         if caller.host and (trouble := host_trouble(caller.host)):
             yield _told(source, ("receive", "callers", index, "host"), trouble)
+    if config.receive.commitment:
+        yield from _committing(config, source)
+
+
+def _committing(config: Config, source: Source) -> Iterator[Problem]:
+    """Whether the node can report on what it commits to, and keep its word."""
+    where: Where = ("receive", "commitment")
+    if not any(caller.host and caller.port for caller in config.receive.callers):
+        message = "no caller has an address, so a report can go out only on the association of its request"
+        yield source.problem(where, message, "Add host and port in receive.callers", "warning")
+    dropping = [r.name for r in config.rules if not (r.forward_original and r.destinations)]
+    if dropping or not config.rules:
+        rule = f"the rule {dropping[0]!r}" if dropping else "no rule"
+        message = (
+            f"what the node commits to is removed after retention.days ({config.retention.days}), and {rule} "
+            f"{'does not forward' if dropping else 'forwards'} it"
+        )
+        remedy = "Set forward_original: true with an archive among the destinations"
+        yield source.problem(where, message, remedy, "warning")
 
 
 def _web(config: Config, source: Source, environ: Mapping[str, str]) -> Iterator[Problem]:

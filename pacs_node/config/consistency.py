@@ -56,6 +56,14 @@ def _receive(receive: Mapping[str, Any]) -> Iterator[Inconsistency]:
             "List the callers' AE titles under receive.callers, or set check_calling_ae: false",
         )
 
+    for index, caller in enumerate(map(_mapping, callers)):
+        if caller.get("port") is not None and not caller.get("host"):
+            yield Inconsistency(
+                ("receive", "callers", index, "port"),
+                "there is a port but no host",
+                "Add host, or remove port",
+            )
+
 
 def _web(web: Mapping[str, Any], receive: Mapping[str, Any]) -> Iterator[Inconsistency]:
     if bool(web.get("username")) != bool(web.get("password_env")):
@@ -85,6 +93,16 @@ def _destination(name: str, destination: Mapping[str, Any]) -> Iterator[Inconsis
             ("destinations", name, "server"),
             "one destination cannot be both a modality and a DICOMweb server",
             "Make two destinations of it, and name both in the rule",
+        )
+    if (
+        destination.get("commitment") is True
+        and destination.get("type") == "orthanc"
+        and not destination.get("modality")
+    ):
+        yield Inconsistency(
+            ("destinations", name, "commitment"),
+            "an Orthanc that is stored into and its DICOMweb servers cannot be asked to commit",
+            "Name one of its modalities, or remove commitment",
         )
     if destination.get("token_env") and destination.get("username"):
         yield Inconsistency(

@@ -25,7 +25,22 @@ class _Destination(Section):
     )
 
 
-class DicomDestination(_Destination):
+class CommittingDestination(_Destination):
+    """A destination that can be asked for storage commitment."""
+
+    commitment: StrictBool = Field(
+        False,
+        description="Ask for storage commitment: an object counts as delivered only when the destination "
+        "has committed to keep it. It must know where to report: this node's AE title, address and "
+        "receive.port (Orthanc: AllowStorageCommitment), or those of the Orthanc that sends it on.",
+    )
+    commitment_timeout: Seconds = Field(
+        600.0,
+        description="Seconds to wait for its report on a commitment before the object is sent again.",
+    )
+
+
+class DicomDestination(CommittingDestination):
     """A DICOM destination, reached by C-STORE."""
 
     type: Literal["dicom"] = Field(description="C-STORE to an AE.")
@@ -36,16 +51,6 @@ class DicomDestination(_Destination):
         None, description="AE title that we call with, if not node.ae_title (Orthanc: LocalAet)."
     )
     timeout: Seconds = Field(30.0, description="Seconds to wait for it (Orthanc: DicomScuTimeout).")
-    commitment: StrictBool = Field(
-        False,
-        description="Ask for storage commitment: an object counts as delivered only when the destination "
-        "has committed to keep it. It must know this node's AE title, address and receive.port (Orthanc: "
-        "AllowStorageCommitment).",
-    )
-    commitment_timeout: Seconds = Field(
-        600.0,
-        description="Seconds to wait for its report on a commitment before the object is sent again.",
-    )
 
 
 class StowDestination(_Destination):
@@ -73,7 +78,7 @@ class FolderDestination(_Destination):
     path: LocalPath = Field(description="The folder; it is made if its parent exists.")
 
 
-class OrthancDestination(_Destination):
+class OrthancDestination(CommittingDestination):
     """An Orthanc server, reached over its REST API; and from there, if named, one of its own peers."""
 
     type: Literal["orthanc"] = Field(description="Store in an Orthanc server.")

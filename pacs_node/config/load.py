@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from pacs_node.config.attributes import nearest
 from pacs_node.config.consistency import inconsistencies
+from pacs_node.config.destinations import CommittingDestination
 from pacs_node.config.model import Config
 from pacs_node.config.section import Section
 from pacs_node.config.source import Source, Where, read_text
@@ -337,6 +338,10 @@ def _instead(loc: tuple[int | str, ...]) -> str:
     known = [f.alias or n for n, f in section.model_fields.items()] if _is_model(section) else []
     if "password" in name.lower() and "password_env" in known:
         return "Write password_env with the name of an environment variable that holds the password"
+    if name in CommittingDestination.model_fields and loc[0] == "destinations":
+        return (
+            "Remove it: only a destination of type dicom, or orthanc with a modality, can be asked to commit"
+        )
     if near := nearest(name, known):
         return f"Did you mean {near}?"
     homes = [

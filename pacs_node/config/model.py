@@ -89,6 +89,10 @@ class Caller(Section):
         None,
         description="If given, the call must also come from this address (Orthanc: DicomCheckModalityHost).",
     )
+    port: Port | None = Field(
+        None,
+        description="With a host: where it listens for the reports on storage commitments that it asks for.",
+    )
 
 
 class Timeouts(Section):
@@ -123,7 +127,12 @@ class Receive(Section):
         description="Refuse callers that are not in receive.callers (Orthanc: DicomAlwaysAllowStore false).",
     )
     callers: tuple[Caller, ...] = Field(
-        (), description="The known callers; each an ae_title and, if wanted, a host."
+        (), description="The known callers; each an ae_title and, if wanted, a host, and a port there."
+    )
+    commitment: StrictBool = Field(
+        False,
+        description="Commit to keep what is held, if a caller asks for it (Storage Commitment SCP). Objects "
+        "are held until retention.days have passed and everything was delivered.",
     )
     max_associations: StrictInt = Field(
         100,

@@ -100,7 +100,7 @@ def _content(config: Config) -> dict[str, Any]:
         "addresses": [
             ("Receiver, Delivery", config.node.ae_title, config.receive.host, str(config.receive.port))
         ],
-        "callers": [(caller.ae_title, caller.host or "any") for caller in config.receive.callers],
+        "callers": [(c.ae_title, c.host or "any", str(c.port or "none")) for c in config.receive.callers],
         "dicom": _dicom(config),
         "web": [(name, d.url) for name, d in config.destinations.items() if isinstance(d, StowDestination)],
         "served": _served(config),
@@ -120,7 +120,8 @@ def _services(config: Config, made: dict[str, str]) -> Rows:
     sends = bool(_dicom(config))
     every = sorted({**STORAGE_SOP_CLASSES, **made}.items(), key=lambda pair: pair[1])
     rows = [(name, uid, _yes(sends), _yes(uid in STORAGE_SOP_CLASSES)) for uid, name in every]
-    commitment = ("Storage Commitment Push Model", STORAGE_COMMITMENT, _yes(bool(_committing(config))), "No")
+    asks, commits = _yes(bool(_committing(config))), _yes(config.receive.commitment)
+    commitment = ("Storage Commitment Push Model", STORAGE_COMMITMENT, asks, commits)
     return [*rows, ("Verification", VERIFICATION, _yes(sends), "Yes"), commitment]
 
 

@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, evt
+from pynetdicom import AE, _config, build_role, evt
 from pynetdicom.dsutils import split_dataset
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AssociationSocket
@@ -99,12 +100,7 @@ class DicomDestination:
         failures.raise_if_any()
 
     def request_commitment(self, path: Path, ledger: Ledger) -> str:
-        """Ask for storage commitment of one file that it has taken; the Transaction UID to look for in
-        ``ledger``.
-
-        The report may have come when this returns, come later on an association that the destination opens
-        to our receiver, or never come. Raises DeliveryError if the request is not taken.
-        """
+        """As ``Committing``. A report that has not come when this returns comes to our receiver."""
         file = read_file(path)
 
         def reported(event: Any) -> tuple[int, None]:
@@ -138,6 +134,34 @@ class DicomDestination:
                     break
                 time.sleep(0.02)
         return transaction
+
+    def report_commitment(self, information: Dataset, event_type: int) -> None:
+        """Report on a storage commitment that this AE has asked of us (N-EVENT-REPORT, as the SCP).
+
+        ``information``: Event Information. Raises DeliveryError if it is not taken.
+        """
+        contexts = [build_context(name, list(UNCOMPRESSED)) for name in (STORAGE_COMMITMENT, VERIFICATION)]
+        # The SCP opens this association, so the roles are turned round (PS3.7 D.3.3.4).
+        roles = [build_role(STORAGE_COMMITMENT, scp_role=True)]
+        with self._association(contexts, roles=roles) as association:
+            accepted = {cx.abstract_syntax: cx for cx in association.accepted_contexts}
+            if STORAGE_COMMITMENT not in accepted or not accepted[STORAGE_COMMITMENT].as_scp:
+                reason = "does not take reports on storage commitment. Enable that there"
+                raise DeliveryError(self.name, reason, transient=False)
+            status, _ = association.send_n_event_report(
+                information, event_type, STORAGE_COMMITMENT, WELL_KNOWN_INSTANCE
+            )
+        code = status.get("Status")
+        if code is None:
+            raise DeliveryError(self.name, "no answer to the report on storage commitment")
+        if code != 0 and not is_warning(code):
+            words, transient = meaning(code)
+            reason = f"the report on storage commitment was answered {words}"
+            raise DeliveryError(self.name, reason, transient=transient)
+
+    def look_for_report(self, transaction: str, ledger: Ledger) -> bool:
+        """As ``Committing``: it comes by itself."""
+        return True
 
     def _store(self, association: Any, file: FileToSend) -> Failure | None:
         """Send one file; what went wrong with it. Raises _AssociationLostError."""
@@ -192,7 +216,10 @@ class DicomDestination:
 
     @contextmanager
     def _association(
-        self, contexts: Sequence[PresentationContext], handlers: Sequence[tuple[Any, Any]] = ()
+        self,
+        contexts: Sequence[PresentationContext],
+        handlers: Sequence[tuple[Any, Any]] = (),
+        roles: Sequence[Any] = (),
     ) -> Iterator[Any]:
         """An association with the destination, released in the end. Raises DeliveryError if there is none."""
         settings = self._settings
@@ -210,6 +237,7 @@ class DicomDestination:
                 contexts=list(contexts),
                 ae_title=settings.ae_title,
                 max_pdu=_MAX_PDU,
+                ext_neg=list(roles),
                 evt_handlers=[(evt.EVT_CONN_OPEN, connected.append), *handlers],
             )
         except OSError as error:

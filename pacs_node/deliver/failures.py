@@ -14,6 +14,7 @@ _MEANINGS: tuple[tuple[int, int, str, bool], ...] = (  # first, last, meaning, t
     (0x0106, 0x0106, "invalid attribute value", False),
     (0x0110, 0x0110, "processing failure", True),
     (0x0112, 0x0112, "no such object instance", True),
+    (0x0115, 0x0115, "invalid argument value", False),
     (0x0117, 0x0117, "invalid SOP instance", False),
     (0x0118, 0x0118, "no such SOP class", False),
     (0x0119, 0x0119, "another SOP class than that of the instance", False),

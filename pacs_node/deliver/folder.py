@@ -66,7 +66,7 @@ class FolderDestination:
         # Its parent is not made: where it is a share that is not mounted, the files would go to the wrong
         # disk.
         if not self._root.is_dir():
-            self._root.mkdir()
+            self._root.mkdir(exist_ok=True)  # another delivery may come first
             fsync_folder(self._root.parent)
 
     def _write(self, file: FileToSend) -> None:

@@ -2,12 +2,15 @@
 
 To a peer it is Orthanc that sends, with what its configuration says of it (AE titles, TLS, passwords): the
 object is stored in Orthanc first. A synchronous request holds one of Orthanc's HTTP threads while it sends,
-and nothing else of it.
+and nothing else of it. Storage commitment, too, is Orthanc's to ask for, and the peer reports to Orthanc,
+which keeps the last StorageCommitmentReportsSize reports (100) until it ends.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +22,18 @@ from pacs_node.errors import DeliveryError, Unwanted
 from pacs_node.orthanc_api import OrthancApi, OrthancError, escaped
 
 if TYPE_CHECKING:
+    from pacs_node.commitment import Ledger
     from pacs_node.config.destinations import OrthancDestination as OrthancSettings
+
+log = logging.getLogger(__name__)
 
 #: The object itself is not taken. Anything else may be well later: a peer that is named again, a new
 #: authorization.
 _FINAL = (400, 413, 415)
+_NO_PRESENTATION_CONTEXT = 2015
+"""Orthanc's ErrorCode: the peer accepts nothing of what is proposed."""
+_REPORT_SECONDS = 2.0
+"""How long the report of a request is waited for at once, before it is looked for at intervals."""
 
 
 class OrthancDestination:
@@ -71,6 +81,74 @@ class OrthancDestination:
             raise DeliveryError(self.name, str(error)) from error
         onward = settings.modality or settings.server
         return f"Orthanc {system.get('Version')}" + (f", which knows {onward}" if onward else "")
+
+    # -- storage commitment ----------------------------------------------------------------------------------
+
+    def request_commitment(self, path: Path, ledger: Ledger) -> str:
+        """As ``Committing``, of the modality that Orthanc has sent it on to."""
+        file = read_file(path)
+        modality = f"/modalities/{escaped(self._settings.modality or '')}"
+        request = {
+            "DicomInstances": [
+                {"SOPClassUID": file.sop_class_uid, "SOPInstanceUID": file.sop_instance_uid},
+            ],
+            "Timeout": int(self._settings.timeout),
+        }
+        try:
+            api = self._api()
+            try:
+                if "storage-commitment" not in api.get(modality):
+                    reason = "this Orthanc cannot ask for storage commitment. Update it, or remove commitment"
+                    raise DeliveryError(self.name, reason, transient=False)
+                answered = api.post(f"{modality}/storage-commitment", request)
+                transaction = ledger.ask([file.sop_instance_uid], known_as=str(answered["ID"]))
+                deadline = time.monotonic() + _REPORT_SECONDS
+                while (
+                    self._fetch_report(api, transaction, ledger)
+                    and ledger.answer(transaction) is None
+                    and time.monotonic() < deadline
+                ):
+                    time.sleep(0.1)
+            finally:
+                api.close()
+        except OrthancError as error:
+            if error.code == _NO_PRESENTATION_CONTEXT:
+                reason = "does not offer Storage Commitment. Enable it there, or set commitment: false"
+                raise DeliveryError(self.name, reason, transient=False) from error
+            reason = f"storage commitment is not asked for: {error}"
+            raise DeliveryError(self.name, reason, transient=error.status not in _FINAL) from error
+        return transaction
+
+    def look_for_report(self, transaction: str, ledger: Ledger) -> bool:
+        """As ``Committing``: Orthanc has it."""
+        try:
+            api = self._api()
+            try:
+                return self._fetch_report(api, transaction, ledger)
+            finally:
+                api.close()
+        except (OrthancError, OSError) as error:  # of the ledger: a full disk
+            log.info("%s: the report on storage commitment cannot be fetched yet: %s", self.name, error)
+            return True
+
+    def _fetch_report(self, api: OrthancApi, transaction: str, ledger: Ledger) -> bool:
+        """Whether there is a report or may still be one. Raises OrthancError."""
+        try:
+            found = api.get(f"/storage-commitment/{escaped(ledger.known_as(transaction))}")
+        except OrthancError as error:
+            if error.status == 404:
+                return False
+            raise
+        if found.get("Status") != "Pending":
+            ledger.keep(
+                transaction,
+                committed=[str(item["SOPInstanceUID"]) for item in found.get("Success", [])],
+                failed={
+                    str(item["SOPInstanceUID"]): int(item.get("FailureReason") or 0)
+                    for item in found.get("Failures", [])
+                },
+            )
+        return True
 
     def _api(self) -> OrthancApi:
         settings = self._settings

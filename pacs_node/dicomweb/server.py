@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import socket
@@ -22,7 +21,7 @@ from pacs_node.dicomweb.app import ROOT, Service, application
 from pacs_node.dicomweb.index import Index
 from pacs_node.errors import ConfigurationError
 from pacs_node.pipeline.node import LiveConfig, Node
-from pacs_node.pipeline.process import Signals, seconds_since_start
+from pacs_node.pipeline.process import Signals, main, seconds_since_start
 from pacs_node.pipeline.receiver import Registry
 
 log = logging.getLogger(__name__)
@@ -141,14 +140,5 @@ def _listen(config: Config, service: Service) -> Listener | None:
     return listener
 
 
-def main() -> None:
-    """``python -m pacs_node.dicomweb.server --config FILE [--parent PID]``."""
-    parser = argparse.ArgumentParser(prog="pacs_node.dicomweb.server", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--parent", type=int)
-    arguments = parser.parse_args()
-    sys.exit(run(arguments.config, arguments.parent))
-
-
 if __name__ == "__main__":
-    main()
+    main(run)

@@ -26,7 +26,7 @@ from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from pacs_node.engine.job import ROUTINE, UNSUCCESSFUL, EngineError, Job, Payload, Status, Step
+from pacs_node.engine.job import UNSUCCESSFUL, EngineError, Job, NewJob, Status, Step
 
 APPLICATION = "pacs-node"
 #: Raise it only when old payloads can no longer be run by new code.
@@ -85,21 +85,19 @@ def without_password(database: str) -> str:
     return make_url(database).render_as_string(hide_password=True)
 
 
-def options(
-    kind: str, job_id: str, queue: str, priority: int, delay: float, attributes: dict[str, Any]
-) -> dict[str, Any]:
+def options(job: NewJob) -> dict[str, Any]:
     """How dbos wants an enqueued job described."""
     described: dict[str, Any] = {
-        "workflow_name": kind,
-        "workflow_id": job_id,
-        "queue_name": queue,
-        "priority": priority,
+        "workflow_name": job.kind,
+        "workflow_id": job.id,
+        "queue_name": job.queue,
+        "priority": job.priority,
         "app_version": SCHEMA_VERSION,
         "application_name": APPLICATION,
-        "attributes": attributes,
+        "attributes": {"queue": job.queue},
     }
-    if delay > 0:
-        described["delay_seconds"] = delay
+    if job.delay > 0:
+        described["delay_seconds"] = job.delay
     return described
 
 
@@ -125,21 +123,12 @@ class Client:
         """Close the connections to the database."""
         self._dbos.destroy()
 
-    def enqueue(
-        self,
-        kind: str,
-        job_id: str,
-        payload: Payload,
-        queue: str,
-        priority: int = ROUTINE,
-        delay: float = 0,
-    ) -> None:
+    def enqueue(self, job: NewJob) -> None:
         """Enqueue a job durably; on return it survives a crash. An id that exists already is left as it is.
 
-        ``delay`` is in seconds; ``priority`` 1 goes before 5. Raises on a full disk or an unreachable
-        database.
+        Raises on a full disk or an unreachable database.
         """
-        self._dbos.enqueue(options(kind, job_id, queue, priority, delay, {"queue": queue}), dict(payload))
+        self._dbos.enqueue(options(job), dict(job.payload))
 
     def register_queue(self, name: str, concurrency: int, polling_seconds: float) -> None:
         """Say how many jobs of a queue one worker runs at once; kept in the database, so set before workers

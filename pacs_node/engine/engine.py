@@ -28,7 +28,7 @@ from typing import Any
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
 from pacs_node.engine.client import APPLICATION, SCHEMA_VERSION, Client, options, schema_of
-from pacs_node.engine.job import JSON, ROUTINE, Payload
+from pacs_node.engine.job import JSON, NewJob
 
 ONE_SLOT_POLLING_SECONDS, POLLING_SECONDS = 0.1, 0.25
 MAX_STARTS = 3
@@ -57,18 +57,9 @@ class Run:
 
         return DBOS.run_step({"name": name}, as_replayed)
 
-    def enqueue(
-        self,
-        kind: str,
-        job_id: str,
-        payload: Payload,
-        queue: str,
-        priority: int = ROUTINE,
-        delay: float = 0,
-    ) -> None:
+    def enqueue(self, job: NewJob) -> None:
         """As ``Client.enqueue``, and recorded as a step of this job in the same transaction."""
-        described = options(kind, job_id, queue, priority, delay, {"queue": queue})
-        DBOS.enqueue_workflow_with_options(described, dict(payload))
+        DBOS.enqueue_workflow_with_options(options(job), dict(job.payload))
 
 
 Handler = Callable[[Run, dict[str, Any]], Any]

@@ -27,6 +27,21 @@ class EngineError(PacsNodeError):
 
 
 @dataclass(frozen=True)
+class NewJob:
+    """A job to be enqueued.
+
+    Its ``id`` is its identity. ``priority`` 1 goes before 5; ``delay`` is in seconds.
+    """
+
+    kind: str
+    id: str
+    payload: Payload
+    queue: str
+    priority: int = ROUTINE
+    delay: float = 0
+
+
+@dataclass(frozen=True)
 class Job:
     """One job as recorded.
 

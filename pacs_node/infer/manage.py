@@ -42,13 +42,14 @@ class Tried:
     why_not: str = ""
 
 
-def try_variants(card: Card, settings: Settings) -> Iterator[Tried]:
+def try_variants(card: Card, settings: Settings, done: AnomalyResult | ImageResult) -> Iterator[Tried]:
     """Run each variant of the model's graphs that a provider of this machine takes, as ``try_out`` does.
 
-    Call it after ``try_out``. Raises ModelError as that does.
+    ``done``: what that gave; a variant that it ran is not run again. Raises ModelError as that does.
     """
     homes = {"f16": ("cuda",), "int8": ("openvino", "cpu")}
-    for variant in sorted(card.variants):
+    ran = done.parameters["precision"].split(", ")
+    for variant in sorted(set(card.variants) - set(ran)):
         wish = replace(settings, precision=variant, providers=homes[variant], without=())
         there = [word for word in homes[variant] if word in available()]
         if not there:
@@ -142,8 +143,7 @@ def add(source: Path, target: Path, catalog: Catalog, settings: Settings) -> Add
                 f"{source}: a different model is there as {card.name} {card.version} ({present.folder}). "
                 "Give this one a new version, so that results can be told apart."
             )
-    try_out(card, settings)
-    for _ in try_variants(card, settings):
+    for _ in try_variants(card, settings, try_out(card, settings)):
         pass  # what does not run here is no reason against a model that runs
 
     make_folder(target)

@@ -167,6 +167,8 @@ def choices(
         else:
             reason = "the fastest that is there" if first else "the next fastest that is there"
         precision, why, warning = _precision(word, settings, exact, variants)
+        if word == "tensorrt" and not built:
+            why += "; its engines are built when it first runs (minutes; before: models verify --build)"
         found.append(
             Choice(
                 PROVIDERS[word],
@@ -226,8 +228,9 @@ def native_int8() -> str | None:
 def _on_processor(word: str, variants: Collection[Variant]) -> tuple[Precision, str]:
     """The rule for processors, from the full-size BS-LDM on two cores with AVX-512 VNNI and BF16.
 
-    OpenVINO, seconds in f32, bf16 and int8: U-Net step 2.4, 1.3, 0.7; encoder 18, 5.9, 2.9; decoder 11, 5.7,
-    4.4. ONNX Runtime's own CPU provider gains nothing from these int8 graphs that its place would change.
+    OpenVINO, seconds in f32, bf16 and int8 (the rest of it in bf16): U-Net step 2.4, 1.3, 0.7; encoder 18,
+    5.9, 2.9; decoder 11, 5.7, 2.8. ONNX Runtime's own CPU provider runs the int8 U-Net slower (3.1) than
+    OpenVINO the f32 one, and the encoder hardly faster (9.3, from 10.9): it takes the f32 graphs.
     """
     if word == "openvino":
         if "int8" in variants and (flag := native_int8()):

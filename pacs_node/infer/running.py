@@ -92,12 +92,14 @@ class Model:
                     return _with_warning(self._network(image, conditions, seed, progress), told)
                 except ProviderError as error:
                     failed = error
+        settings = self._settings_without(failed)
         reason = "ran out of memory" if failed.out_of_memory else "failed"
         told = f"{failed.provider} {reason}; run on the next provider"
         log.warning("%s: %s: %s", self.card.name, told, failed)
         # The frames of a traceback hold the sessions, and so the memory that the next provider needs.
         failed.__cause__ = failed.__traceback__ = None
-        return _with_warning(self._following(failed)(image, conditions, seed, progress), told)
+        following = self._following(settings, on_host=failed.provider not in ON_GPU)
+        return _with_warning(following(image, conditions, seed, progress), told)
 
     def _loaded(self) -> Network:
         if self._network is None:
@@ -108,8 +110,8 @@ class Model:
             self._network = network
         return self._network
 
-    def _following(self, failed: ProviderError) -> Model:
-        """The same model without the provider that failed. Raises ModelError if that leaves none."""
+    def _settings_without(self, failed: ProviderError) -> Settings:
+        """The same without the provider that failed. Raises ModelError if that leaves none."""
         without = (*self.settings.without, failed.provider)
         settings = dataclasses.replace(self.settings, without=without)
         try:
@@ -122,7 +124,11 @@ class Model:
                 else "See: pacs-node models verify"
             )
             raise ModelError(f"{str(failed).rstrip('.')}. No provider is left to try. {remedy}.") from failed
-        if failed.provider not in ON_GPU:
+        return settings
+
+    def _following(self, settings: Settings, *, on_host: bool) -> Model:
+        """The same model on the providers left; ``on_host``: the one that failed was a processor's."""
+        if on_host:
             self._network = None  # both need the host's memory, so neither is kept
             return Model(self.card, settings, self._make)
         if self._next is None or self._next.settings != settings:

@@ -253,11 +253,15 @@ def open_beside(session: Session, path: Path, graph: Graph, settings: Settings) 
     """
     provider = PROVIDERS["cuda"] if session.device == "cuda" else session.choice.provider
     choice = replace(session.choice, provider=provider, precision="f32", warnings=(), variant=None)
-    try:
-        runtime = start(path, choice, settings, provider_options(choice, settings, session.fixed))
-    except NotTakenError as reason:
-        raise ModelError(f"{path}: {reason}. Install pacs-node again.") from reason
-    return Session(path, graph, choice, runtime, session.fixed)
+    failures: list[str] = []
+    for fixed in sorted({session.fixed, False}, reverse=True):  # a CUDA graph, if it can be
+        try:
+            runtime = start(path, choice, settings, provider_options(choice, settings, fixed))
+        except NotTakenError as reason:
+            failures.append(str(reason))
+            continue
+        return Session(path, graph, choice, runtime, fixed)
+    raise ModelError(f"{path}: {'; '.join(failures)}. Install pacs-node again.")
 
 
 def _compare(runtime: Any, graph: Graph, size: int) -> list[str]:

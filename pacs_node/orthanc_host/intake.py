@@ -17,10 +17,11 @@ from pacs_node.config import Config
 from pacs_node.dicom.derived import SUPPORTED
 from pacs_node.dicom.files import read_header
 from pacs_node.engine.client import Client
-from pacs_node.engine.job import ROUTINE, UNSUCCESSFUL
+from pacs_node.engine.job import UNSUCCESSFUL, NewJob
 from pacs_node.errors import Refused
 from pacs_node.orthanc_api import OrthancApi, OrthancError
 from pacs_node.pipeline.node import ANALYSE, DELIVER, INTAKE_QUEUE, OBJECT, Node
+from pacs_node.pipeline.retry import retry
 from pacs_node.receive.identity import Identity, UnreadableError, read_identity
 from pacs_node.receive.incoming import Incoming, TooLargeError
 from pacs_node.receive.spool import REPORTS, Stored
@@ -100,7 +101,7 @@ class Intake:
         stored = self._node.spool.store(
             fetched.incoming, fetched.identity, fetched.calling_ae, fetched.called_ae
         )
-        self._client.enqueue(OBJECT, f"{OBJECT}/{stored.key}", {"key": stored.key}, INTAKE_QUEUE, ROUTINE)
+        self._client.enqueue(NewJob(OBJECT, f"{OBJECT}/{stored.key}", {"key": stored.key}, INTAKE_QUEUE))
         if stored.repeated:
             self._deliver_missing(stored, config)
             if again:
@@ -157,13 +158,13 @@ class Intake:
             onward = settings.modality or settings.server
             if result.get("unwanted") or (result.get("delivered") and not onward):
                 self._client.purge([job.id])
-                self._client.enqueue(DELIVER, job.id, job.payload, job.queue, job.priority)
+                self._client.enqueue(NewJob(DELIVER, job.id, job.payload, job.queue, job.priority))
 
     def _retry(self, stored: Stored) -> None:
         for job in self._client.find(prefix=f"{DELIVER}/{stored.key}/", status=UNSUCCESSFUL):
-            self._client.retry(job.id)
+            retry(self._client, job.id)
         for job_id in (f"{OBJECT}/{stored.key}", f"{ANALYSE}/{stored.key}"):
-            self._client.retry(job_id)
+            retry(self._client, job_id)
 
 
 def _wanted(decision: Decision, identity: Identity) -> bool:

@@ -28,6 +28,7 @@ from pacs_node.dicom.pixels import Radiograph, conditions, read_radiograph
 from pacs_node.errors import PacsNodeError, Refused
 from pacs_node.files import atomic_write
 from pacs_node.infer import AnomalyResult, Card, Catalog, Finding, ImageResult, Progress, Settings, load
+from pacs_node.pipeline.node import DONE, FAILED, NOT_ATTEMPTED
 from pacs_node.tasks import Task
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, NOT_ATTEMPTED = "done", "failed", "not_attempted"
 _MB = 1 << 20
 
 

@@ -15,10 +15,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pacs_node.config import Config
-from pacs_node.deliver import open_destination
+from pacs_node.config.destinations import CommittingDestination
+from pacs_node.deliver import open_committing, open_destination
 from pacs_node.deliver.failures import meaning
 from pacs_node.engine.engine import Run
-from pacs_node.engine.job import JSON
+from pacs_node.engine.job import JSON, NewJob
 from pacs_node.errors import DeliveryError, Unwanted
 from pacs_node.pipeline.node import DELIVER, Node, deliver_queue
 
@@ -46,7 +47,7 @@ class Deliveries:
             "attempt": attempt,
         }
         job_id = f"{DELIVER}/{file}/{name}/{attempt}"
-        run.enqueue(DELIVER, job_id, payload, deliver_queue(name), priority, delay)
+        run.enqueue(NewJob(DELIVER, job_id, payload, deliver_queue(name), priority, delay))
 
     def deliver(self, run: Run, payload: dict[str, Any]) -> Any:
         """Try once to deliver one file; if that fails and may succeed later, enqueue the next attempt."""
@@ -93,7 +94,7 @@ class Deliveries:
             return {"delivered": False, "unwanted": True, "reason": unwanted.reason}
         except DeliveryError as error:
             return _failed(run, error)
-        if settings.type == "dicom" and settings.commitment:
+        if isinstance(settings, CommittingDestination) and settings.commitment:
             log.info("sent, commitment wanted", extra={"job": run.job_id})
             return {"delivered": False, "commitment": True}
         log.info("delivered", extra={"job": run.job_id})
@@ -102,13 +103,11 @@ class Deliveries:
     # -- storage commitment ----------------------------------------------------------------------------------
 
     def _request(self, run: Run, file: str, name: str) -> JSON:
-        from pacs_node.deliver.dimse import DicomDestination
-
         config = self._current()
         settings = config.destinations.get(name)
-        if settings is None or settings.type != "dicom" or not settings.commitment:
+        if not isinstance(settings, CommittingDestination) or not settings.commitment:
             return {"delivered": True}  # reconfigured since it was sent
-        destination = DicomDestination(name, settings, config.node.ae_title)
+        destination = open_committing(name, settings, config.node.ae_title)
         path = self._node.spool.root / f"{file}.dcm"
         try:
             transaction = destination.request_commitment(path, self._node.commitments)
@@ -122,9 +121,16 @@ class Deliveries:
 
     def _report(self, run: Run, name: str, transaction: str, expires: str) -> JSON:
         ledger = self._node.commitments
-        answer = ledger.answer(transaction)
-        if answer is None and not ledger.knows(transaction):
+        if not ledger.knows(transaction):
             return {"forgotten": True, "delivered": False}
+        answer = ledger.answer(transaction)
+        try:
+            if answer is None and not self._look(name, transaction):
+                reason = "whoever was to report on the storage commitment has forgotten the request"
+                raise DeliveryError(name, reason)
+        except DeliveryError as error:
+            return _failed(run, error)
+        answer = ledger.answer(transaction)
         if answer is None:
             if datetime.now(UTC) < datetime.fromisoformat(expires):
                 return {"waiting": "for the report on storage commitment"}
@@ -138,13 +144,23 @@ class Deliveries:
         told = told or "the report on the storage commitment does not name the object"
         return _failed(run, DeliveryError(name, told, transient=transient))
 
+    def _look(self, name: str, transaction: str) -> bool:
+        """Fetch a report that does not come by itself; whether one may still come."""
+        config = self._current()
+        settings = config.destinations.get(name)
+        if not isinstance(settings, CommittingDestination):
+            return True  # reconfigured since it was asked: until the time for it is over
+        destination = open_committing(name, settings, config.node.ae_title)
+        return destination.look_for_report(transaction, self._node.commitments)
+
     def _look_again(self, run: Run, payload: dict[str, Any]) -> None:
         looks = int(payload.get("looks", 0)) + 1
         left = datetime.fromisoformat(payload["expires"]) - datetime.now(UTC)
         delay = max(0.1, min(2.0 ** min(looks - 1, 10), _LOOK_EVERY_SECONDS, left.total_seconds()))
         name, priority = payload["destination"], payload["priority"]
         job_id = f"{DELIVER}/{payload['file']}/{name}/{payload['attempt']}/report-{looks}"
-        run.enqueue(DELIVER, job_id, payload | {"looks": looks}, deliver_queue(name), priority, delay)
+        following = payload | {"looks": looks}
+        run.enqueue(NewJob(DELIVER, job_id, following, deliver_queue(name), priority, delay))
 
 
 def _failed(run: Run, error: DeliveryError) -> dict[str, JSON]:

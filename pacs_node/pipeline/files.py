@@ -21,7 +21,8 @@ from pacs_node.dicom.files import encode, read_header
 from pacs_node.dicom.identity import is_own_result
 from pacs_node.errors import ConfigurationError, Problem, Refused
 from pacs_node.files import atomic_write, make_folder
-from pacs_node.pipeline.analysis import DONE, Analyst, open_source
+from pacs_node.pipeline.analysis import Analyst, open_source
+from pacs_node.pipeline.node import DONE
 from pacs_node.pipeline.reporting import Analysed, study_report_of
 from pacs_node.route.scope import out_of_scope
 from pacs_node.tasks import Task

@@ -6,6 +6,9 @@
     report/<key>/<n>        the study's report, unless more of the study is on its way: then that comes last
     deliver/<file>/<destination>/<attempt>      one attempt; a failed one enqueues the next (deliveries.py)
 
+Failed tasks are done again by analyse/<key>/<n> (retry.py); commitments.py has the reports to requesters of
+storage commitment.
+
 <key> is the object's in the spool, ``<study>/<object>``. What a job has found out lies beside the object,
 written before its step ends, so a step that runs twice finds or makes the same.
 """
@@ -26,16 +29,20 @@ from pacs_node.config import Config
 from pacs_node.dicom.files import check_uids, read_header
 from pacs_node.engine.client import Client
 from pacs_node.engine.engine import Engine, Run
-from pacs_node.engine.job import JSON, ROUTINE, UNFINISHED, UNSUCCESSFUL, URGENT, Job, Payload
+from pacs_node.engine.job import JSON, ROUTINE, UNFINISHED, UNSUCCESSFUL, URGENT, Job, NewJob
 from pacs_node.errors import Refused
 from pacs_node.files import atomic_write, make_folder
-from pacs_node.pipeline.analysis import DONE, FAILED, Analyst, Source, open_source
+from pacs_node.pipeline.analysis import Analyst, Source, open_source
+from pacs_node.pipeline.commitments import CommitmentReports
 from pacs_node.pipeline.deliveries import Deliveries
 from pacs_node.pipeline.metrics import ROUTED, TASK_SECONDS
 from pacs_node.pipeline.node import (
     ACCELERATOR_QUEUE,
     ANALYSE,
+    COMMITMENT,
     DELIVER,
+    DONE,
+    FAILED,
     OBJECT,
     REPORT,
     REPORT_QUEUE,
@@ -74,6 +81,7 @@ class Jobs:
         engine.register(ANALYSE, self.analyse, ANALYSE_STARTS)
         engine.register(REPORT, self.report, OTHER_STARTS)
         engine.register(DELIVER, self._deliveries.deliver, OTHER_STARTS)
+        engine.register(COMMITMENT, CommitmentReports(self._node, self._current).report, OTHER_STARTS)
 
     def analyst(self) -> Analyst:
         """The models of the configuration as it is now. Raises ModelError."""
@@ -92,7 +100,8 @@ class Jobs:
             self._enqueue_deliveries(run, f"{key}/received", route["destinations"], route["priority"])
         if route["tasks"] and not route["refused"]:
             following = {"key": key, "route": route}
-            run.enqueue(ANALYSE, f"{ANALYSE}/{key}", following, ACCELERATOR_QUEUE, route["priority"])
+            job = NewJob(ANALYSE, f"{ANALYSE}/{key}", following, ACCELERATOR_QUEUE, route["priority"])
+            run.enqueue(job)
         else:
             # A report that found this object still undecided has left the study to it.
             self._enqueue_report(run, key, route["priority"])
@@ -261,25 +270,29 @@ class Jobs:
                 if not (self._results(job.key) / f"{task}.json").exists():
                     self._write(job.key, f"{task}.json", {"task": task, "status": FAILED, "error": reason})
             log.warning("object without a result", extra={"job": job.id, "status": job.status})
-            client.enqueue(*self._report_job(job.key, len(reports) + 1, job.priority))
+            client.enqueue(self._report_job(job.key, len(reports) + 1, job.priority))
 
     def purge(self, client: Client, now: datetime | None = None) -> int:
         """Remove what is older than the retention, with its jobs; the number of objects removed.
 
-        Kept, however old, is what has unfinished jobs, and what could not be delivered and nobody has given
-        up.
+        Kept, however old, is what has unfinished jobs, and what could not be routed or delivered and nobody
+        has given up.
         """
         cutoff = (now or datetime.now(UTC)) - timedelta(days=self._current().retention.days)
 
         def is_open(key: str) -> bool:
             jobs = _jobs_of(client, key) + _report_deliveries(client, key.partition("/")[0])
             return any(
-                job.status in UNFINISHED or (job.kind == DELIVER and job.status in ("failed", "dead"))
+                job.status in UNFINISHED
+                or (job.kind in (OBJECT, DELIVER) and job.status in ("failed", "dead"))
                 for job in jobs
             )
 
         removed = self._node.spool.purge(cutoff, is_open)
         self._node.commitments.purge(cutoff)
+        unreported = {job.payload["verdict"] for job in client.find(kind=COMMITMENT, status=UNFINISHED)}
+        self._node.verdicts.purge(cutoff, unreported)
+        client.purge([job.id for job in client.find(kind=COMMITMENT, ended_before=cutoff)])
         for key in removed:
             client.purge([job.id for job in _jobs_of(client, key)])
         for study in {key.partition("/")[0] for key in removed} - set(self._node.spool.studies()):
@@ -296,12 +309,12 @@ class Jobs:
 
     def _enqueue_report(self, run: Run, key: str, priority: int) -> None:
         number = run.step("count reports", lambda: len(run.client.find(prefix=f"{REPORT}/{key}/")) + 1)
-        run.enqueue(*self._report_job(key, number, priority))
+        run.enqueue(self._report_job(key, number, priority))
 
-    def _report_job(self, key: str, number: int, priority: int) -> tuple[str, str, Payload, str, int, float]:
+    def _report_job(self, key: str, number: int, priority: int) -> NewJob:
         payload: dict[str, JSON] = {"key": key, "priority": priority}
         delay = self._current().study.quiet_seconds
-        return REPORT, f"{REPORT}/{key}/{number}", payload, REPORT_QUEUE, priority, delay
+        return NewJob(REPORT, f"{REPORT}/{key}/{number}", payload, REPORT_QUEUE, priority, delay)
 
     def _results(self, key: str) -> Path:
         folder = self._node.spool.folder(key) / RESULTS
@@ -334,7 +347,7 @@ def is_urgent(header: Dataset) -> bool:
 def _jobs_of(client: Client, key: str) -> list[Job]:
     # The first two by their very ids: another object's key may begin with this one.
     own = [client.get(f"{OBJECT}/{key}"), client.get(f"{ANALYSE}/{key}")]
-    others = client.find(prefix=[f"{REPORT}/{key}/", f"{DELIVER}/{key}/"])
+    others = client.find(prefix=[f"{kind}/{key}/" for kind in (ANALYSE, REPORT, DELIVER)])
     return [job for job in own if job is not None] + others
 
 

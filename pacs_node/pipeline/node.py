@@ -18,12 +18,18 @@ from pacs_node.commitment import Ledger
 from pacs_node.config import Config, load
 from pacs_node.errors import ConfigurationError
 from pacs_node.files import atomic_write, make_folder
+from pacs_node.receive.commitment import Verdicts
 from pacs_node.receive.spool import Spool
 
 log = logging.getLogger(__name__)
 
 # The kinds of jobs. A job's id is its kind and the spool's key of what it works on.
 OBJECT, ANALYSE, REPORT, DELIVER = "object", "analyse", "report", "deliver"
+#: Except for this one: what a requester of storage commitment is to be told.
+COMMITMENT = "commitment"
+
+#: How a task of an analysis ended, as ``Analyst.attempt`` says it.
+DONE, FAILED, NOT_ATTEMPTED = "done", "failed", "not_attempted"
 
 #: Reading headers and deciding: light, so several at once.
 INTAKE_QUEUE, INTAKE_SLOTS = "intake", 8
@@ -33,6 +39,8 @@ ACCELERATOR_QUEUE, ACCELERATOR_SLOTS = "accelerator", 1
 REPORT_QUEUE, REPORT_SLOTS = "report", 1
 #: A queue for each destination, so that one that is down delays only its own deliveries.
 DELIVER_SLOTS = 4
+#: Reports to requesters of storage commitment; one that is away holds a slot until its timeout.
+COMMITMENT_QUEUE, COMMITMENT_SLOTS = "commitment", 4
 
 _NODE_ID_DIGITS = 12
 
@@ -48,6 +56,7 @@ def queues(config: Config) -> dict[str, int]:
         INTAKE_QUEUE: INTAKE_SLOTS,
         ACCELERATOR_QUEUE: ACCELERATOR_SLOTS,
         REPORT_QUEUE: REPORT_SLOTS,
+        **({COMMITMENT_QUEUE: COMMITMENT_SLOTS} if config.receive.commitment else {}),
         **{deliver_queue(name): DELIVER_SLOTS for name in config.destinations},
     }
 
@@ -67,6 +76,11 @@ class Node:
     def commitments(self) -> Ledger:
         """The storage commitments that were asked of destinations."""
         return Ledger(self.state_dir / "commitment")
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """What was answered to requests for storage commitment, and is still to be reported."""
+        return Verdicts(self.state_dir / "commitment-verdicts")
 
     @staticmethod
     def open(config: Config) -> Node:

@@ -1,17 +1,32 @@
-"""What every long-running process of the node does alike: end on SIGTERM, reload on SIGHUP, not outlive its
-parent.
+"""What every long-running process of the node does alike: read its arguments, end on SIGTERM, reload on
+SIGHUP, not outlive its parent.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import select
 import signal
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 _TICK_SECONDS = 1.0
+
+
+def main(run: Callable[[Path, int | None], int]) -> NoReturn:
+    """``python -m <the module of run> --config FILE [--parent PID]``; ends with the exit code of ``run``."""
+    module = sys.modules[run.__module__]
+    name = module.__spec__.name if module.__spec__ else run.__module__
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=module.__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the node's configuration file")
+    parser.add_argument("--parent", type=int, help="end when the process of this id is no longer the parent")
+    arguments = parser.parse_args()
+    sys.exit(run(arguments.config, arguments.parent))
 
 
 def seconds_since_start() -> float:

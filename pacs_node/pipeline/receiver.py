@@ -7,7 +7,6 @@ job is durable.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import threading
@@ -15,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pacs_node import log as node_log
-from pacs_node.engine.job import ROUTINE, EngineError
+from pacs_node.engine.job import EngineError, NewJob
 from pacs_node.errors import ConfigurationError
+from pacs_node.pipeline.commitments import first_report
 from pacs_node.pipeline.node import INTAKE_QUEUE, OBJECT, LiveConfig, Node
-from pacs_node.pipeline.process import Signals, seconds_since_start
+from pacs_node.pipeline.process import Signals, main, seconds_since_start
+from pacs_node.receive.commitment import Verdict
+from pacs_node.receive.commitment_scp import Commitments
 from pacs_node.receive.scp import Receiver
 from pacs_node.receive.spool import Stored
 
@@ -56,11 +58,19 @@ class Registry:
 
     def register(self, stored: Stored) -> None:
         """Enqueue the object's job; an object that is held already has one, which stays as it is."""
-        self.client().enqueue(OBJECT, f"{OBJECT}/{stored.key}", {"key": stored.key}, INTAKE_QUEUE, ROUTINE)
+        self.ensure_job(stored.key)
         log.info(
             "received",
             extra={"job": f"{OBJECT}/{stored.key}", "repeated": stored.repeated, "conflict": stored.conflict},
         )
+
+    def ensure_job(self, key: str) -> None:
+        """As ``register``, of an object that is held."""
+        self.client().enqueue(NewJob(OBJECT, f"{OBJECT}/{key}", {"key": key}, INTAKE_QUEUE))
+
+    def register_verdict(self, verdict: Verdict) -> None:
+        """Enqueue the report on a storage commitment."""
+        self.client().enqueue(first_report(verdict))
 
 
 def run(config_path: Path, parent: int | None = None) -> int:
@@ -74,7 +84,8 @@ def run(config_path: Path, parent: int | None = None) -> int:
     node_log.configure("receiver", live.config.node.log_level)
     node = Node.open(live.config)
     registry = Registry(node)
-    receiver = Receiver(live.config, node.spool, registry.register, node.commitments)
+    commitments = Commitments(node.commitments, node.verdicts, registry.ensure_job, registry.register_verdict)
+    receiver = Receiver(live.config, node.spool, registry.register, commitments)
     try:
         receiver.start()
     except OSError as error:
@@ -104,14 +115,5 @@ def run(config_path: Path, parent: int | None = None) -> int:
     return 0
 
 
-def main() -> None:
-    """``python -m pacs_node.pipeline.receiver --config FILE [--parent PID]``."""
-    parser = argparse.ArgumentParser(prog="pacs_node.pipeline.receiver", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--parent", type=int)
-    arguments = parser.parse_args()
-    sys.exit(run(arguments.config, arguments.parent))
-
-
 if __name__ == "__main__":
-    main()
+    main(run)

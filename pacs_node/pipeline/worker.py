@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -20,8 +19,8 @@ from pacs_node.engine.job import EngineError
 from pacs_node.errors import ConfigurationError, ModelError
 from pacs_node.pipeline import metrics
 from pacs_node.pipeline.jobs import Jobs
-from pacs_node.pipeline.node import DELIVER_SLOTS, LiveConfig, Node, deliver_queue, queues
-from pacs_node.pipeline.process import Signals
+from pacs_node.pipeline.node import LiveConfig, Node, queues
+from pacs_node.pipeline.process import Signals, main
 from pacs_node.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -56,8 +55,8 @@ def _work(node: Node, live: LiveConfig, signals: Signals) -> int:
     def current() -> Config:
         if live.refresh():
             node_log.configure("worker", live.config.node.log_level)
-            for name in live.config.destinations:
-                engine.add_queue(deliver_queue(name), DELIVER_SLOTS)
+            for name, slots in queues(live.config).items():
+                engine.add_queue(name, slots)
             log.info("working by the new configuration")
         return live.config
 
@@ -150,14 +149,5 @@ def _wanted(config: Config) -> list[Task]:
     return [task for task in Task if task in wanted]
 
 
-def main() -> None:
-    """``python -m pacs_node.pipeline.worker --config FILE [--parent PID]``."""
-    parser = argparse.ArgumentParser(prog="pacs_node.pipeline.worker", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--parent", type=int)
-    arguments = parser.parse_args()
-    sys.exit(run(arguments.config, arguments.parent))
-
-
 if __name__ == "__main__":
-    main()
+    main(run)

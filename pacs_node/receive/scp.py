@@ -10,8 +10,7 @@ Statuses (PS3.4 table B.2-1 and PS3.7 annex C), each with an Error Comment:
     0x0122 SOP Class of the request is not that of its presentation context
     0xC000 the data set cannot be understood
 
-It also takes the reports (N-EVENT-REPORT) on storage commitments that the node has asked of destinations,
-which open an association for it: 0x0000 when the report is durable, 0x0115 for one that was not asked for.
+Storage Commitment, in both directions, is in commitment_scp.
 """
 
 from __future__ import annotations
@@ -29,9 +28,10 @@ from weakref import WeakKeyDictionary
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
 
-from pacs_node.commitment import STORAGE_COMMITMENT, Ledger
+from pacs_node.commitment import STORAGE_COMMITMENT
 from pacs_node.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.receive.admission import Rejection, admit, congested
+from pacs_node.receive.commitment_scp import Commitments, CommitmentScp
 from pacs_node.receive.contexts import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
 from pacs_node.receive.identity import Identity, UnreadableError, read_identity
 from pacs_node.receive.incoming import Incoming
@@ -52,8 +52,6 @@ OUT_OF_RESOURCES = 0xA700
 DATA_SET_MISMATCH = 0xA900
 STORED_WITH_DOUBTS = 0xB007
 CANNOT_UNDERSTAND = 0xC000
-PROCESSING_FAILURE = 0x0110
-NO_SUCH_ARGUMENT = 0x0115
 
 _MB = 1 << 20
 #: How long the threads of aborted associations are waited for.
@@ -80,10 +78,10 @@ class Receiver:
         config: Config,
         spool: Spool,
         on_stored: Callable[[Stored], None],
-        commitments: Ledger | None = None,
+        commitments: Commitments | None = None,
     ) -> None:
         self._config = config
-        self._commitments = commitments
+        self._handlers: list[tuple[Any, Any]] = []
         self._spool = spool
         self._on_stored = on_stored
         self._tallies: WeakKeyDictionary[Any, _Tally] = WeakKeyDictionary()
@@ -95,6 +93,8 @@ class Receiver:
         for sop_class in STORAGE_SOP_CLASSES:
             self._ae.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
         if commitments is not None:
+            scp = CommitmentScp(commitments, spool, lambda: self._config.receive.commitment)
+            self._handlers = [(evt.EVT_N_ACTION, scp.on_request), (evt.EVT_N_EVENT_REPORT, scp.on_report)]
             # Whoever reports is the SCP although it opens the association (PS3.7 D.3.3.4).
             self._ae.add_supported_context(
                 STORAGE_COMMITMENT, list(TRANSFER_SYNTAXES)[:2], scu_role=True, scp_role=True
@@ -173,10 +173,10 @@ class Receiver:
             evt_handlers=[
                 (evt.EVT_REQUESTED, self._on_requested),
                 (evt.EVT_C_STORE, self._on_c_store),
-                (evt.EVT_N_EVENT_REPORT, self._on_commitment_report),
                 (evt.EVT_RELEASED, self._on_end, ["released"]),
                 (evt.EVT_ABORTED, self._on_end, ["aborted"]),
                 (evt.EVT_CONN_CLOSE, self._on_connection_closed),
+                *self._handlers,
             ],
             open_incoming=self._open_incoming,
             max_connections=receive.max_associations + _SPARE_CONNECTIONS,
@@ -309,25 +309,6 @@ class Receiver:
             return _status(OUT_OF_RESOURCES, "stored, but its job could not be registered; send again")
         doubts = identity.doubts()
         return _status(STORED_WITH_DOUBTS, doubts[0]) if doubts else _status(SUCCESS)
-
-    def _on_commitment_report(self, event: Any) -> tuple[int, None]:
-        if self._commitments is None:
-            return NO_SUCH_ARGUMENT, None
-        data_set = event.request.EventInformation
-        try:
-            if isinstance(data_set, ArrivingDataSet) and data_set.failure is not None:
-                raise data_set.failure
-            asked = self._commitments.report(event.event_information)
-        except OSError as error:
-            log.error("a report on storage commitment is not kept: %s", _reason(error))
-            return PROCESSING_FAILURE, None
-        # pydicom raises whatever bytes that do not parse provoke.
-        except Exception:  # noqa: BLE001
-            log.warning("%s: a report on storage commitment cannot be understood", peer(event.assoc))
-            return PROCESSING_FAILURE, None
-        if not asked:
-            log.warning("%s reports on a storage commitment that was not asked for", peer(event.assoc))
-        return (SUCCESS if asked else NO_SUCH_ARGUMENT), None
 
 
 def _allow_open_files(associations: int) -> None:

@@ -13,7 +13,8 @@ overwritten.
 
 An object appears in one step: its folder is filled and fsynced under ``incoming/`` and then renamed. The
 kernel refuses to rename onto a folder that is not empty, which decides between two senders of the same object
-without a lock.
+without a lock. What is purged disappears in one step, too; a lock (``.lock``, shared by those who store)
+keeps that from happening between a sender's looking and its renaming.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,17 +104,18 @@ class Spool:
         study = uid_hash(identity.study_instance_uid or f"no study: {identity.sop_instance_uid}")
         first = f"{study}/{uid_hash(identity.sop_instance_uid)}"
         beside = f"{first}-{incoming.sha256[:_DIGEST_DIGITS]}"
-        for key, conflict in ((first, False), (beside, True)):
-            revision = incoming.sha256[:_DIGEST_DIGITS] if conflict else ""
-            if self._place(incoming, key, identity, calling_ae, called_ae, revision):
-                if conflict:
-                    log.warning(
-                        "%s: other content under a SOP Instance UID that is held; kept as %s", first, key
-                    )
-                return Stored(key, self.root / key / RECEIVED, repeated=False, conflict=conflict)
-            if self._holds(key, incoming.sha256):
-                incoming.discard()
-                return Stored(key, self.root / key / RECEIVED, repeated=True, conflict=conflict)
+        with self._locked(fcntl.LOCK_SH):
+            for key, conflict in ((first, False), (beside, True)):
+                revision = incoming.sha256[:_DIGEST_DIGITS] if conflict else ""
+                if self._place(incoming, key, identity, calling_ae, called_ae, revision):
+                    if conflict:
+                        log.warning(
+                            "%s: other content under a SOP Instance UID that is held; kept as %s", first, key
+                        )
+                    return Stored(key, self.root / key / RECEIVED, repeated=False, conflict=conflict)
+                if self._holds(key, incoming.sha256):
+                    incoming.discard()
+                    return Stored(key, self.root / key / RECEIVED, repeated=True, conflict=conflict)
         raise OSError(
             f"{self.root / beside} holds other content than its name says; restore or remove that folder"
         )
@@ -140,20 +142,13 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
         fsync_folder(incoming.path.parent)
-        for last_attempt in (False, True):
-            make_folder(target.parent, PRIVATE)
-            try:
-                incoming.path.parent.rename(target)
-            except FileNotFoundError:
-                # A purge removed the study's empty folder in between.
-                if last_attempt:
-                    raise
-            except OSError:
-                if target.exists():
-                    return False
-                raise
-            else:
-                break
+        make_folder(target.parent, PRIVATE)
+        try:
+            incoming.path.parent.rename(target)
+        except OSError:
+            if target.exists():
+                return False
+            raise
         fsync_folder(target.parent)
         return True
 
@@ -166,6 +161,16 @@ class Spool:
             # The process that renamed it may have died before it made the name durable.
             fsync_folder(self.folder(key).parent)
         return same
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """Hold the lock between those who store (shared) and those who purge, in all processes."""
+        descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, how)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _own_area(self) -> Path:
         """This process's folder under ``incoming/``, locked for as long as the process lives."""
@@ -233,6 +238,16 @@ class Spool:
                 found.append((self.metadata(key)["received_at"], key))
         return [key for _, key in sorted(found)]
 
+    def find(self, sop_instance_uids: Iterable[str]) -> dict[str, list[str]]:
+        """The keys of the objects that are held under these SOP Instance UIDs, in whatever study."""
+        wanted = {uid_hash(uid): uid for uid in sop_instance_uids}
+        found: dict[str, list[str]] = {}
+        for study in self.studies():
+            for folder in _folders(self.root / study, _OBJECT):
+                if (uid := wanted.get(folder.name[:_HASH_DIGITS])) and (folder / METADATA).is_file():
+                    found.setdefault(uid, []).append(f"{study}/{folder.name}")
+        return found
+
     def studies(self) -> list[str]:
         """The studies that the spool holds, as their hashes."""
         return sorted(folder.name for folder in _folders(self.root, _STUDY))
@@ -257,7 +272,7 @@ class Spool:
             if not self.objects(study):
                 self._remove(self.root / study / REPORTS)
                 # An object that arrives at this moment keeps the folder: rmdir takes only an empty one.
-                with suppress(OSError):
+                with suppress(OSError), self._locked(fcntl.LOCK_EX):
                     (self.root / study).rmdir()
         return removed
 
@@ -265,8 +280,9 @@ class Spool:
         # Out of sight in one step, so that no reader and no crash ever sees half an object.
         doomed = self._own_area() / f"purged-{secrets.token_hex(8)}"
         with suppress(FileNotFoundError):
-            folder.rename(doomed)
-            fsync_folder(folder.parent)
+            with self._locked(fcntl.LOCK_EX):
+                folder.rename(doomed)
+                fsync_folder(folder.parent)
             shutil.rmtree(doomed)
 
 

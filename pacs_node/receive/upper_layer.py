@@ -10,6 +10,7 @@ else; the protocol stays its own.
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import queue
 import select
@@ -20,7 +21,8 @@ from typing import Any
 
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ, DIMSEMessage
+from pynetdicom.dimse_messages import C_STORE_RQ, N_ACTION_RQ, N_EVENT_REPORT_RQ, DIMSEMessage
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from pacs_node.receive.identity import Identity
@@ -32,10 +34,13 @@ log = logging.getLogger(__name__)
 MAX_ASSOCIATE_PDU = 1 << 20
 #: A C-STORE-RQ command set has a few hundred bytes.
 MAX_COMMAND_SET = 1 << 16
-#: A report on the storage commitment of some ten thousand objects.
-MAX_EVENT_REPORT = 1 << 21
+#: A request for the storage commitment of some ten thousand objects, or a report on it.
+MAX_DATA_SET = 1 << 21
 #: Requests that a sender may have put in line; we negotiate one outstanding operation (PS3.7 D.3.3.3).
 MAX_WAITING_REQUESTS = 4
+
+#: What a response without a status counts as: processing failure.
+_NO_STATUS = 0x0110
 
 #: How long a thread sleeps that nothing wakes; timeouts are seen this much late.
 IDLE_SECONDS = 0.5
@@ -67,9 +72,9 @@ class ArrivingDataSet(io.BytesIO):
             except OSError as error:
                 self.discard()
                 self.failure = error
-        if self.failure is None and isinstance(self._message, N_EVENT_REPORT_RQ):
-            if self.tell() + len(data) > MAX_EVENT_REPORT:
-                self.failure = OSError(f"the report has more than {MAX_EVENT_REPORT} bytes")
+        if self.failure is None and isinstance(self._message, N_ACTION_RQ | N_EVENT_REPORT_RQ):
+            if self.tell() + len(data) > MAX_DATA_SET:
+                self.failure = OSError(f"it has more than {MAX_DATA_SET} bytes")
             else:
                 super().write(data)
         return len(data)
@@ -101,6 +106,9 @@ class SpoolingProvider(DIMSEServiceProvider):  # type: ignore[misc]
     def __init__(self, association: Any, open_incoming: OpenIncoming) -> None:
         super().__init__(association)
         self._open = open_incoming
+        self._reports: list[tuple[N_EVENT_REPORT, int]] = []
+        self._answered: dict[int, Callable[[int], None]] = {}
+        self._message_ids = itertools.count(1)
 
     def receive_primitive(self, primitive: Any) -> None:
         message: Any = getattr(self, "message", None)
@@ -121,9 +129,32 @@ class SpoolingProvider(DIMSEServiceProvider):  # type: ignore[misc]
         if block:
             return super().get_msg(block)
         try:
-            return self.msg_queue.get(timeout=IDLE_SECONDS)
+            context_id, message = self.msg_queue.get(timeout=IDLE_SECONDS)
         except queue.Empty:
+            self._send_reports()
             return None, None
+        if isinstance(message, N_EVENT_REPORT):  # a response: requests do not come this way
+            if answered := self._answered.pop(message.MessageIDBeingRespondedTo or 0, None):
+                answered(_NO_STATUS if message.Status is None else int(message.Status))
+            return None, None
+        return context_id, message
+
+    def report_when_idle(
+        self, report: N_EVENT_REPORT, context_id: int, answered: Callable[[int], None]
+    ) -> None:
+        """Send an N-EVENT-REPORT once the other side has been silent for IDLE_SECONDS, so that it seems to
+        wait for it; ``answered`` gets the status of its response. Call from a handler of this association.
+
+        pynetdicom's own way would block the association and take its next message, whatever that is, for the
+        response.
+        """
+        report.MessageID = next(self._message_ids)
+        self._answered[report.MessageID] = answered
+        self._reports.append((report, context_id))
+
+    def _send_reports(self) -> None:
+        while self._reports and self.assoc.is_established:
+            self.send_msg(*self._reports.pop(0))
 
     def wake(self) -> None:
         """End the waiting of ``get_msg``, because the association is released or aborted."""

@@ -8,19 +8,23 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import receive, tasks
+from tests.benchmarks import full_size, receive, tasks
 
-TABLES = {"receive": receive.table, "tasks": tasks.table}
+TABLES = {"receive": receive.table, "tasks": tasks.table, "full-size": full_size.table}
 
 
 def machine() -> str:
-    """Processor, cores that may be used, system and Python."""
+    """Processor, cores that may be used, Python, and how busy it is with other things."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     cores = len(os.sched_getaffinity(0))
     flags = next((line for line in lines if line.startswith("flags")), "").split()
-    units = ", ".join(unit for unit in ("avx2", "avx512_bf16", "amx_bf16") if unit in flags)
-    return f"{model or platform.machine()}, {cores} cores ({units}), Python {platform.python_version()}"
+    known = ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    units = ", ".join(unit for unit in known if unit in flags)
+    load = f"load {os.getloadavg()[0]:.1f} before it began"
+    return (
+        f"{model or platform.machine()}, {cores} cores ({units}), Python {platform.python_version()}, {load}"
+    )
 
 
 def main(names: list[str]) -> None:

@@ -470,6 +470,32 @@ def test_port_probe_leaves_the_port_free(environ: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("callers", "forward", "messages"),
+    [
+        ("[{ae_title: A, host: 127.0.0.1, port: 104}]", "true", []),
+        ("[{ae_title: A, host: 127.0.0.1}]", "true", ["only on the association of its request"]),
+        (
+            "[{ae_title: A, host: 127.0.0.1, port: 104}]",
+            "false",
+            ["removed after retention.days (7), and the rule 'all' does not forward it"],
+        ),
+    ],
+)
+def test_a_node_that_commits_is_told_where_it_could_not_keep_its_word(
+    callers: str, forward: str, messages: list[str], environ: dict[str, str], tmp_path: Path
+) -> None:
+    text = (
+        f"rules: [{{name: all, destinations: [F], forward_original: {forward}}}]\n"
+        f"destinations: {{F: {{type: folder, path: {tmp_path}}}}}\n"
+        f"receive: {{commitment: true, callers: {callers}}}\n"
+    )
+    found = [p for p in checked(text, environ) if p.key == "receive.commitment"]
+    assert len(found) == len(messages)
+    assert all(message in p.message for message, p in zip(messages, found, strict=True))
+    assert {p.severity for p in found} <= {"warning"}
+
+
+@pytest.mark.parametrize(
     ("more", "receive", "message"),
     [
         ("calling_ae_title: OTHER", "{}", "would call us OTHER"),

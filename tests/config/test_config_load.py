@@ -82,6 +82,10 @@ MISTAKES = {
     "caller's host": (
         "receive:\n  callers:\n    - {ae_title: A, host: 'a b'}\n", 3, "receive.callers.0.host", "not a host", "192.0.2.10",
     ),
+    "caller's port without a host": (
+        "receive:\n  callers:\n    - {ae_title: A, port: 104}\n",
+        3, "receive.callers.0.port", "no host", "Add host",
+    ),
     "destination's name": ("destinations:\n  a/b: {type: folder, path: /a}\n", 2, "destinations.a/b", "letters", "Rename"),
     "destination of no type": ("destinations:\n  A: {path: /a}\n", 2, "destinations.A.type", "missing", "type: dicom"),
     "destination of unknown type": (
@@ -111,6 +115,18 @@ MISTAKES = {
     "two ways to sign in": (
         "destinations:\n  A: {type: stow, url: 'https://a', username: u, password_env: P, token_env: T}\n",
         2, "destinations.A.token_env", "both", "Keep one",
+    ),
+    "folder that is to commit": (
+        "destinations:\n  A: {type: folder, path: /a, commitment: true}\n",
+        2, "destinations.A.commitment", "not known", "Remove it: only a destination of type dicom, or orthanc with",
+    ),
+    "STOW that is to commit": (
+        "destinations:\n  A: {type: stow, url: 'https://a', commitment_timeout: 5}\n",
+        2, "destinations.A.commitment_timeout", "not known", "Remove it: only a destination of type dicom",
+    ),
+    "Orthanc that is to commit by itself": (
+        "destinations:\n  A: {type: orthanc, url: 'http://a', commitment: true}\n",
+        2, "destinations.A.commitment", "cannot be asked to commit", "Name one of its modalities",
     ),
     "waits reversed": (
         "deliver:\n  retry:\n    first_seconds: 60\n    max_seconds: 5\n",

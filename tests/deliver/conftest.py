@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import absent
+from tests.conftest import absent, unused_port
+from tests.pipeline.harness import listens
 
 PLUGINS = Path("/usr/share/orthanc/plugins")
 USER, PASSWORD = "node", "secret"
@@ -37,7 +38,7 @@ class Orthanc:
         request.add_header(
             "Authorization", "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             body = answer.read()
         return json.loads(body) if answer.headers.get_content_type().endswith("json") else body
 
@@ -61,7 +62,7 @@ def orthanc(
     if not plugin.exists():
         absent("orthanc-dicomweb is not installed (make system-tools)")
     folder = tmp_path_factory.mktemp("orthanc")
-    started = Orthanc(_free_port(), _free_port(), folder)
+    started = Orthanc(unused_port(), unused_port(), folder)
     configuration = {
         "Name": "Test",
         "StorageDirectory": str(folder / "storage"),
@@ -86,7 +87,7 @@ def orthanc(
             yield started
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
 @dataclass
@@ -109,39 +110,21 @@ def storescp(tmp_path: Path, require_tool: Callable[[str], str]) -> Iterator[Cal
     def start(*options: str, port: int | None = None) -> StoreScp:
         folder = tmp_path / f"storescp-{len(running)}"
         folder.mkdir()
-        scp = StoreScp(port or _free_port(), folder)
+        scp = StoreScp(port or unused_port(), folder)
         command = [tool, "-aet", "STORESCP", "-od", str(folder), *options, str(scp.port)]
         process = subprocess.Popen(command)
         running.append(process)
-        _wait(lambda: _listens(scp.port), process, None)
+        _wait(lambda: listens(scp.port), process, None)
         return scp
 
     yield start
     for process in running:
         process.terminate()
-        process.wait(timeout=10)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _listens(port: int) -> bool:
-    # /proc instead of a connection: storescp would take that for an association.
-    wanted = f":{port:04X}"
-    return any(
-        line.split()[1].endswith(wanted) and line.split()[3] == "0A"
-        for table in ("/proc/net/tcp", "/proc/net/tcp6")
-        for line in Path(table).read_text().splitlines()[1:]
-    )
+        process.wait(timeout=120)
 
 
 def _wait(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path | None) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break

@@ -18,6 +18,8 @@ from pacs_node.config.model import Config, Receive
 from pacs_node.config.model import DicomDestination as Settings
 from pacs_node.deliver.dimse import DicomDestination
 from pacs_node.errors import DeliveryError
+from pacs_node.receive.commitment import Verdicts
+from pacs_node.receive.commitment_scp import Commitments
 from pacs_node.receive.scp import Receiver
 from pacs_node.receive.spool import Spool
 from tests.commitment_peer import Peer, report, send_report
@@ -35,7 +37,8 @@ def receiver(tmp_path: Path, ledger: Ledger) -> Iterator[Receiver]:
     """The node's receiver, to which reports come."""
     config = Config(receive=Receive(host="127.0.0.1", port=1, min_free_disk_mb=0))
     config = config.model_copy(update={"receive": config.receive.model_copy(update={"port": 0})})
-    started = Receiver(config, Spool(tmp_path / "spool"), lambda stored: None, ledger)
+    commitments = Commitments(ledger, Verdicts(tmp_path / "verdicts"), lambda key: None, lambda verdict: None)
+    started = Receiver(config, Spool(tmp_path / "spool"), lambda stored: None, commitments)
     started.start()
     yield started
     started.stop()
@@ -59,7 +62,7 @@ def image(folder: Path, number: int) -> tuple[Path, str]:
     return write(folder, radiograph(sop_instance_uid=uid), f"{number}.dcm"), uid
 
 
-def answer(ledger: Ledger, transaction: str, seconds: float = 30) -> Answer:
+def answer(ledger: Ledger, transaction: str, seconds: float = 120) -> Answer:
     deadline = time.monotonic() + seconds
     while (found := ledger.answer(transaction)) is None:
         assert time.monotonic() < deadline, "no report came"
@@ -80,7 +83,7 @@ def test_orthanc_commits_to_what_it_has_and_to_nothing_else(
         f"http://127.0.0.1:{orthanc.http}/modalities/node", json.dumps(known).encode(), method="PUT"
     )
     request.add_header("Authorization", "Basic " + b64encode(f"{USER}:{PASSWORD}".encode()).decode())
-    with urllib.request.urlopen(request, timeout=10):
+    with urllib.request.urlopen(request, timeout=120):
         pass
     settings = Settings(type="dicom", ae_title="ORTHANC", host="127.0.0.1", port=orthanc.dicom)
     archive = DicomDestination("ORTHANC", settings, "PACS_NODE")
@@ -94,8 +97,15 @@ def test_orthanc_commits_to_what_it_has_and_to_nothing_else(
 
 @pytest.mark.parametrize("own_association", [False, True], ids=["same association", "new association"])
 def test_a_report_is_kept_however_it_comes(
-    own_association: bool, receiver: Receiver, ledger: Ledger, peer: Callable[..., Peer], tmp_path: Path
+    own_association: bool,
+    receiver: Receiver,
+    ledger: Ledger,
+    peer: Callable[..., Peer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The peer may be slow to report, on a machine that does much else.
+    monkeypatch.setattr("pacs_node.deliver.dimse._REPORT_SECONDS", 60.0)
     path, uid = image(tmp_path, 3)
     pacs = peer(lambda uids: {}, receiver.port if own_association else None)
     transaction = destination(pacs).request_commitment(path, ledger)

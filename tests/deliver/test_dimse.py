@@ -244,14 +244,14 @@ def test_a_node_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
     release = threading.Event()
 
     def hang(event: Any) -> int:
-        release.wait(10)
+        release.wait(300)
         return 0
 
     with scp(hang) as port:
         began = time.monotonic()
         with pytest.raises(DeliveryError, match="no answer to C-STORE") as failed:
             to(port, timeout=1.0).send([write(tmp_path, radiograph())])
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 60
         release.set()
     assert failed.value.transient
     with socket.socket() as mute:

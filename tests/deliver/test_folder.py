@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from pydicom.uid import generate_uid
@@ -66,3 +68,17 @@ def test_a_folder_whose_parent_is_absent_is_a_transient_failure_and_is_not_made(
 
 def test_echo_says_where_and_how_much_is_free(tmp_path: Path) -> None:
     assert "MB free" in to(tmp_path).echo()
+
+
+def test_the_first_deliveries_may_come_at_the_same_moment(tmp_path: Path) -> None:
+    paths = [write(tmp_path, radiograph(), f"{n}.dcm") for n in range(4)]
+    for number in range(50):
+        root, together = tmp_path / f"out{number}", Barrier(len(paths))
+
+        def send(path: Path, destination: Destination = to(root), start: Barrier = together) -> None:  # noqa: B008
+            start.wait()
+            destination.send([path])
+
+        with ThreadPoolExecutor(len(paths)) as pool:
+            list(pool.map(send, paths))
+        assert len(list(root.rglob("*.dcm"))) == len(paths)

@@ -18,7 +18,7 @@ VARIABLE = "PACS_NODE_TEST_PASSWORD"
 
 def destination(port: int, **more: str) -> OrthancDestination:
     url = f"http://127.0.0.1:{port}"
-    settings = Settings(type="orthanc", url=url, username=USER, password_env=VARIABLE, timeout=10.0, **more)
+    settings = Settings(type="orthanc", url=url, username=USER, password_env=VARIABLE, timeout=60.0, **more)
     return OrthancDestination("O", settings)
 
 

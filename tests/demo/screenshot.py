@@ -24,6 +24,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 SCHEMES = ("light", "dark")
+PATIENCE = 120_000
+"""Milliseconds that the browser may take, on a busy machine."""
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def chromium() -> Iterator[Browser]:
     if path is None:
         raise FileNotFoundError("chromium is not installed (apt-get install chromium)")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, timeout=PATIENCE)
         try:
             yield browser
         finally:
@@ -48,6 +50,7 @@ def opened(browser: Browser, path: Path, width: str = "desktop", scheme: str = "
         viewport={"width": columns, "height": rows}, color_scheme=scheme, reduced_motion="reduce"
     )
     try:
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         page.goto(path.resolve().as_uri())
         yield page

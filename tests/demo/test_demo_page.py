@@ -247,7 +247,10 @@ def test_the_timeline_holds_every_bar_without_overlap(outcome_maker: Maker) -> N
 def test_the_page_works_in_a_browser(html: str, tmp_path: Path, require_tool: Callable[[str], str]) -> None:
     """Keyboard, enlarging and comparing in chromium, its security policy in force, no request made."""
     require_tool("chromium")
+    from playwright.sync_api import expect
     from screenshot import chromium, opened
+
+    expect.set_options(timeout=60_000)
 
     path = tmp_path / "index.html"
     path.write_text(html, encoding="utf-8")
@@ -263,18 +266,19 @@ def test_the_page_works_in_a_browser(html: str, tmp_path: Path, require_tool: Ca
                 button = page.locator("button.enlarge").first
                 button.focus()
                 page.keyboard.press("Enter")
-                assert page.locator("#viewer").is_visible()
-                assert page.locator("#viewer p").inner_text() == "Image 1, original"
+                expect(page.locator("#viewer p")).to_have_text("Image 1, original")
                 page.keyboard.press("ArrowRight")
-                assert page.locator("#viewer p").inner_text() == "Image 1, bone-suppressed"
+                expect(page.locator("#viewer p")).to_have_text("Image 1, bone-suppressed")
                 page.keyboard.press("Escape")
-                assert not page.locator("#viewer").is_visible()
+                expect(page.locator("#viewer")).to_be_hidden()
+                # The focus goes back to the picture that was shown last, a moment later.
+                expect(page.locator("button.enlarge").nth(1)).to_be_focused()
                 stage = page.locator(".stage").first
-                page.locator(".compare input").first.focus()
-                page.keyboard.press("Home")
-                assert stage.evaluate("e => e.style.getPropertyValue('--split')") == "0%"
+                page.locator(".compare input").first.press("Home")
+                handle = stage.element_handle()
+                page.wait_for_function("e => e.style.getPropertyValue('--split') == '0%'", arg=handle)
                 page.locator(".choices button").nth(1).click()
-                assert page.locator(".compare .against").first.inner_text() == "Restored"
+                expect(page.locator(".compare .against").first).to_have_text("Restored")
                 over, panel = page.locator(".stage .over").first, page.locator("#p1-restoration")
                 assert over.get_attribute("src") == panel.get_attribute("src")
                 assert problems == []

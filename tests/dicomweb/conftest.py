@@ -18,6 +18,7 @@ import pytest
 from dicomweb_client.api import DICOMwebClient
 from pydicom.dataset import Dataset
 
+from tests.conftest import unused_port
 from tests.pipeline.harness import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,12 +144,7 @@ def serve(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Callable[...
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One node for the tests that only add to it, without a worker."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    served = Served(tmp_path_factory.mktemp("shared") / "node", port)
+    served = Served(tmp_path_factory.mktemp("shared") / "node", unused_port())
     served.configure()
     served.start()
     yield served

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from pacs_node.engine.engine import Engine, Run
-from pacs_node.engine.job import JSON
+from pacs_node.engine.job import JSON, NewJob
 
 database, folder = sys.argv[1], Path(sys.argv[2])
 stopped = threading.Event()
@@ -50,7 +50,7 @@ def five_steps(run: Run, payload: dict[str, object]) -> JSON:
         if payload.get("die_before") == number:
             die_once(f"{key}-before-{number}")
         results.append(run.step(f"step {number}", step, number))
-    run.enqueue("note", f"note/{key}", {"key": key}, "light")
+    run.enqueue(NewJob("note", f"note/{key}", {"key": key}, "light"))
     if payload.get("die_after"):
         die_once(f"{key}-after")
     return results

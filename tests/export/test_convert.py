@@ -26,6 +26,7 @@ from export.bone_suppression.published import BS_LDM, GL_LCM, Published  # noqa:
 from pacs_node.conditions import Conditions  # noqa: E402
 from pacs_node.errors import ModelError  # noqa: E402
 from pacs_node.infer import Settings, make, read_card  # noqa: E402
+from pacs_node.infer.tables import Diffusion, Sampler, check_sampling  # noqa: E402
 from tests.export.filled import fill  # noqa: E402
 from tests.export.throwaway import save_as_published  # noqa: E402
 
@@ -202,6 +203,18 @@ def test_the_system_is_told_by_its_codes_and_its_attention(tmp_path: Path) -> No
         convert(request(files, tmp_path), print)
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"version": "new one"}, "version 'new one' will not do"), ({"size": 40}, "multiples of 16")],
+)
+def test_what_cannot_be_is_said_before_the_work(
+    files: tuple[Path, Path], tmp_path: Path, more: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        convert(request(files, tmp_path, **more), print)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
 @pytest.mark.slow
 def test_a_converted_model_does_what_torch_does(files: tuple[Path, Path], tmp_path: Path) -> None:
     """All variants are written; float32 graphs do the same as torch, f16 nearly, int8 roughly."""
@@ -281,7 +294,16 @@ def test_lungs_only_for_the_system_that_has_a_path_for_them(files: tuple[Path, P
     fixture = Path(__file__).parents[1] / "infer" / "fixtures" / "variants" / "lungs.onnx"
     with pytest.raises(ModelError, match="has no path for the lungs"):
         convert(request(files, tmp_path, lungs=fixture), print)
-    local = replace(SMALL, local=GL_LCM.local)
+    local = replace(GL_LCM, autoencoder=AUTOENCODER, denoiser=DENOISER)
     card = read_card(convert(request(files, tmp_path, lungs=fixture, published=local), print))
     assert card.files["lungs"] == "lungs.onnx"
     assert card.local is not None
+    assert (card.local.clip_start, card.sampler.name, card.sampler.steps) == (3.5, "lcm", 50)
+
+
+def test_the_authors_own_sampling_is_one_that_the_runtime_does() -> None:
+    for published in (BS_LDM, GL_LCM):
+        for sampler in (published.sampler, published.quick):
+            check_sampling(Diffusion(**published.diffusion), Sampler(**sampler))
+    noise = Diffusion(**GL_LCM.diffusion)
+    assert noise.clip_slope * 1000 / 50 == pytest.approx(0.025)  # of 50 steps, each is 20 of training

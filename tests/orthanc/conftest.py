@@ -9,9 +9,9 @@ import pytest
 
 from tests.conftest import absent
 from tests.orthanc.harness import PLUGINS, Orthanc
-from tests.pipeline.conftest import store_scp
+from tests.pipeline.conftest import listening, start, store_scp
 
-__all__ = ["make_orthanc", "store_scp"]
+__all__ = ["listening", "make_orthanc", "start", "store_scp"]
 
 
 @pytest.fixture
@@ -31,5 +31,7 @@ def make_orthanc(
         return orthanc
 
     yield make
+    for orthanc in made:
+        orthanc.ask_to_end()
     for orthanc in made:
         orthanc.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from tests.dicom_objects import radiograph
-from tests.pipeline.harness import Bench, StoreScp
+from tests.pipeline.harness import Bench, Listening, Process, StoreScp
 
 Chest = Callable[..., Dataset]
 
@@ -54,3 +55,24 @@ def store_scp(
     yield start
     for scp in running:
         scp.stop()
+
+
+@pytest.fixture
+def listening(tmp_path: Path, free_port: Callable[[], int]) -> Listening:
+    """A node that will receive on a free port."""
+    return Listening(tmp_path / "node", free_port())
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    """``start(bench, module, …)`` starts a process that is ended with the test."""
+    started: list[Process] = []
+
+    def run(bench: Bench, *arguments: str) -> Process:
+        started.append(Process(bench, *arguments))
+        return started[-1]
+
+    yield run
+    for process in started:
+        if process.process.poll() is None:
+            process.end(signal.SIGKILL)

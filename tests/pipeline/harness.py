@@ -12,24 +12,28 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydicom.dataset import Dataset
 
 from pacs_node.config import load
 from pacs_node.engine.client import Client
-from pacs_node.engine.job import UNFINISHED, Job
+from pacs_node.engine.job import UNFINISHED, Job, NewJob
 from pacs_node.pipeline.node import INTAKE_QUEUE, OBJECT, Node
 from pacs_node.receive.identity import Identity
 
-MODELS = Path(__file__).resolve().parents[1] / "infer" / "fixtures" / "models"
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "tests" / "infer" / "fixtures" / "models"
 TASKS = ["bone_suppression", "restoration", "anomaly"]
+WAIT = 240.0
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["pacs_node.pipeline.worker", "cv2", "onnxruntime", "pacs_node.deliver.dimse"])
@@ -96,7 +100,7 @@ class Bench:
         incoming.write(encoded(dataset))
         stored = self.node.spool.store(incoming, identity, calling_ae, "PACS_NODE")
         with self.client() as client:
-            client.enqueue(OBJECT, f"{OBJECT}/{stored.key}", {"key": stored.key}, INTAKE_QUEUE)
+            client.enqueue(NewJob(OBJECT, f"{OBJECT}/{stored.key}", {"key": stored.key}, INTAKE_QUEUE))
         return stored.key
 
     def jobs(self, prefix: str = "") -> dict[str, Job]:
@@ -112,10 +116,22 @@ class Bench:
         """Start the worker in a child process; see ``Child``."""
         return Child(self.config_path, **how)
 
-    def work_off(self, seconds: float = 180, **how: Any) -> None:
+    def work_off(self, seconds: float = WAIT, **how: Any) -> None:
         """Run the worker until no job is unfinished."""
         child = self.work(until_idle=True, **how)
         assert child.wait(seconds) == 0
+
+
+class Listening(Bench):
+    """A node that receives on a port of its own."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.port = port
+        super().__init__(folder)
+
+    def configure(self, receive: Mapping[str, Any] = MappingProxyType({}), **changes: Any) -> None:
+        place = {"host": "127.0.0.1", "port": self.port, "min_free_disk_mb": 1}
+        super().configure(receive={**place, **receive}, **changes)
 
 
 class Child:
@@ -140,7 +156,7 @@ class Child:
         self.process = _FORKS.Process(target=_work, args=arguments, daemon=True)
         self.process.start()
 
-    def wait(self, seconds: float = 180) -> int:
+    def wait(self, seconds: float = WAIT) -> int:
         """Its exit code, negative for a signal; killed, and an AssertionError, if it does not end in time."""
         self.process.join(seconds)
         if self.process.exitcode is None:
@@ -151,7 +167,7 @@ class Child:
     def stop(self) -> int:
         """End it as an administrator would."""
         self.process.terminate()
-        return self.wait(20)
+        return self.wait(120)
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -205,10 +221,10 @@ def _wrap_boundaries(kill_at: str | None, labels: Path | None) -> None:
         pass_by(f"{label}: recorded")
         return result
 
-    def wrapped_enqueue(self: Run, kind: str, job_id: str, *args: Any, **more: Any) -> None:
-        pass_by(f"{self.job_id} enqueue {job_id}: before")
-        enqueue(self, kind, job_id, *args, **more)
-        pass_by(f"{self.job_id} enqueue {job_id}: recorded")
+    def wrapped_enqueue(self: Run, job: NewJob) -> None:
+        pass_by(f"{self.job_id} enqueue {job.id}: before")
+        enqueue(self, job)
+        pass_by(f"{self.job_id} enqueue {job.id}: recorded")
 
     Run.step, Run.enqueue = wrapped_step, wrapped_enqueue  # type: ignore[method-assign]
 
@@ -228,10 +244,11 @@ def _wrap_attempt(poison: str) -> None:
 
 def _end_when_idle(config_path: Path) -> None:
     """Idle is when nothing is unfinished and the worker has seen to what its last dead job left to do."""
-    from pacs_node.pipeline import worker
+    from pacs_node.pipeline import process, worker
     from pacs_node.pipeline.jobs import Jobs
 
-    worker.SETTLE_EVERY_SECONDS = 0.2
+    # What an idle node may take its time for.
+    process._TICK_SECONDS = worker.SETTLE_EVERY_SECONDS = 0.1
     settle, settled = Jobs.settle, threading.Event()
 
     def wrapped(self: Jobs, client: Client) -> None:
@@ -261,6 +278,44 @@ def encoded(dataset: Dataset) -> bytes:
     return buffer.getvalue()
 
 
+class Process:
+    """A process of the node with its log."""
+
+    def __init__(self, bench: Bench, *arguments: str) -> None:
+        self.log_path = bench.folder / f"{arguments[0].rpartition('.')[2]}.log"
+        with self.log_path.open("ab") as log:
+            command = [sys.executable, "-m", *arguments, "--config", str(bench.config_path)]
+            self.process = subprocess.Popen(command, cwd=ROOT, stderr=log)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        until(lambda: self.log.count(text) >= times, f"{text!r} in the log:\n{self.log}")
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(WAIT)
+
+
+def until(condition: Callable[[], object], what: str = "") -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+def listens(port: int) -> bool:
+    """Whether something listens there; without connecting, which storescp would take for an association."""
+    wanted = f":{port:04X}"
+    return any(
+        line.split()[1].endswith(wanted) and line.split()[3] == "0A"
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(table).read_text().splitlines()[1:]
+    )
+
+
 class StoreScp:
     """DCMTK's storescp: a destination that is really another program."""
 
@@ -282,6 +337,8 @@ class StoreScp:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+        # Sent to too early, it would be a destination that is down.
+        until(lambda: listens(port), f"storescp on port {port}")
 
     def received(self) -> dict[str, list[bytes]]:
         """SOP Instance UID to the contents that came under it, one for each time that it came."""

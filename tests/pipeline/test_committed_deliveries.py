@@ -11,6 +11,7 @@ import pytest
 
 from pacs_node.config import load
 from pacs_node.engine.job import Job
+from pacs_node.receive.commitment_scp import Commitments
 from pacs_node.receive.scp import Receiver
 from tests.commitment_peer import Peer, report, send_report
 from tests.pipeline.conftest import chest
@@ -27,7 +28,9 @@ class Site:
         self.peer = Peer(self._judge, port)
         self.configure()
         config = load(self.bench.config_path)
-        self.receiver = Receiver(config, self.bench.node.spool, lambda _: None, self.bench.node.commitments)
+        node = self.bench.node
+        commitments = Commitments(node.commitments, node.verdicts, lambda _: None, lambda _: None)
+        self.receiver = Receiver(config, node.spool, lambda _: None, commitments)
         self.receiver.start()
 
     def configure(self, **destination: Any) -> None:
@@ -57,10 +60,18 @@ def site(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Site]:
     opened.stop()
 
 
+@pytest.mark.slow
 def test_it_is_sent_again_until_it_is_committed(site: Site) -> None:
-    # First a passing trouble, then silence, then the commitment.
-    site.configure(commitment_timeout=3.0)
-    site.verdicts = [lambda uids: dict.fromkeys(uids, 0x0213), lambda uids: None]
+
+    # First a passing trouble, then silence, which is not waited for long, then the commitment.
+    def trouble(uids: list[str]) -> dict[str, int]:
+        site.configure(commitment_timeout=2.0)
+        return dict.fromkeys(uids, 0x0213)
+
+    def silence(uids: list[str]) -> None:
+        site.configure()
+
+    site.verdicts = [trouble, silence]
     site.bench.receive(chest())
     site.bench.work_off()
     assert len(site.peer.stored) == 3
@@ -84,6 +95,7 @@ def test_a_lasting_refusal_is_a_dead_letter_with_its_reason(site: Site) -> None:
     assert job.key == f"{key}/received"
 
 
+@pytest.mark.slow
 def test_a_dead_letter_that_is_retried_is_sent_again(site: Site) -> None:
     site.verdicts = [lambda uids: None]
     site.bench.receive(chest())
@@ -104,7 +116,7 @@ def test_a_dead_letter_that_is_retried_is_sent_again(site: Site) -> None:
 
 
 def _until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -149,7 +161,7 @@ def test_waiting_for_reports_holds_up_nothing(site: Site) -> None:
             done = [job for job in site.deliveries() if job.result and job.result.get("committed")]
             if len(done) == len(keys) - waiting:
                 break
-            assert time.monotonic() - began < 120
+            assert time.monotonic() - began < 240
             time.sleep(0.2)
         for request in list(site.peer.requests):
             send_report(site.port, *report(request, {}))

@@ -372,7 +372,7 @@ def log_of(bench: Bench) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -382,7 +382,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
 @pytest.mark.slow
 def test_nothing_that_is_bad_stops_the_node_or_is_lost(bench: Bench) -> None:
     keys = {name: bench.receive(image) for name, image in images().items()}
-    bench.work_off(120)
+    bench.work_off()
     jobs = bench.jobs()
     assert {job.status for job in jobs.values()} == {"done"}
     delivered = bench.delivered()

@@ -44,7 +44,7 @@ def test_the_worker_serves_what_the_dashboard_shows(tmp_path: Path, free_port: C
     bench.receive(chest(2, BodyPartExamined="HAND"))
     child = bench.work()
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 240
         while True:
             try:
                 figures, text = scraped(port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, SecondaryCaptureImageStorage
 
@@ -20,6 +21,7 @@ FORMS: dict[str, dict[str, Any]] = {
 REPORTS = {Comprehensive3DSRStorage, ComprehensiveSRStorage}
 
 
+@pytest.mark.slow
 def test_each_destination_gets_its_form_of_the_report(tmp_path: Path) -> None:
     destinations = {
         name: {"type": "folder", "path": str(tmp_path / name), **form} for name, form in FORMS.items()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +20,7 @@ from pydicom import dcmread
 from pacs_node.pipeline.serve import backoff
 from tests.dicom_objects import radiograph, write
 from tests.pipeline.conftest import chest
-from tests.pipeline.harness import TASKS, Bench, StoreScp, settings
-
-ROOT = Path(__file__).resolve().parents[2]
-WAIT = 240.0
-
-
-class Process:
-    """A process of the node with its log."""
-
-    def __init__(self, bench: Bench, *arguments: str) -> None:
-        self.log_path = bench.folder / f"{arguments[0].rpartition('.')[2]}.log"
-        with self.log_path.open("ab") as log:
-            command = [sys.executable, "-m", *arguments, "--config", str(bench.config_path)]
-            self.process = subprocess.Popen(command, cwd=ROOT, stderr=log)
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text()
-
-    def wait_for(self, text: str, times: int = 1) -> None:
-        until(lambda: self.log.count(text) >= times, f"{text!r} in the log:\n{self.log}")
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(WAIT)
-
-
-def until(condition: Callable[[], object], what: str = "") -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.1)
+from tests.pipeline.harness import ROOT, TASKS, WAIT, Listening, Process, StoreScp, settings, until
 
 
 def alive(pid: int) -> bool:
@@ -59,39 +28,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-class Listening(Bench):
-    """A node that receives on a port of its own."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.port = port
-        super().__init__(folder)
-
-    def configure(self, **changes: Any) -> None:
-        receive = {"host": "127.0.0.1", "port": self.port, "min_free_disk_mb": 1}
-        super().configure(receive=receive, **changes)
-
-
-@pytest.fixture
-def listening(tmp_path: Path, free_port: Callable[[], int]) -> Listening:
-    """A node that will receive on a free port."""
-    return Listening(tmp_path / "node", free_port())
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Process]]:
-    """``start(bench, module, …)`` starts a process that is ended with the test."""
-    started: list[Process] = []
-
-    def run(bench: Bench, *arguments: str) -> Process:
-        started.append(Process(bench, *arguments))
-        return started[-1]
-
-    yield run
-    for process in started:
-        if process.process.poll() is None:
-            process.end(signal.SIGKILL)
 
 
 def send(bench: Listening, sender: str, path: Path) -> bool:

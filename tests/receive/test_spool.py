@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -180,3 +182,32 @@ def test_a_sequence_nested_without_end_is_unreadable_not_a_crash(tmp_path: Path)
     path.write_bytes(item * 100_000)
     with pytest.raises(UnreadableError):
         read_identity(path, 0, EXPLICIT)
+
+
+def test_a_store_at_the_moment_of_a_purge_succeeds(spool: Spool) -> None:
+    """The same objects come again and again while everything is purged; each time they are new or held."""
+    put(spool)
+    purging = threading.Event()
+    outcomes: list[Stored] = []
+
+    def purge() -> None:
+        # A second instance, as in another process.
+        while not purging.is_set():
+            Spool(spool.root).purge(datetime.now(UTC) + timedelta(days=1))
+
+    def store(number: int) -> None:
+        for turn in range(150):
+            outcomes.append(put(spool, sop=f"1.2.{(number + turn) % 3}"))
+
+    with ThreadPoolExecutor(4) as pool:
+        purger = pool.submit(purge)
+        senders = [pool.submit(store, number) for number in range(3)]
+        try:
+            for sender in senders:
+                sender.result()
+        finally:
+            purging.set()
+        purger.result()
+    assert len(outcomes) == 450
+    assert not any(stored.conflict for stored in outcomes), "taken for other content"
+    assert sum(not stored.repeated for stored in outcomes) > 10, "nothing was purged meanwhile"

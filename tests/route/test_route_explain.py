@@ -310,6 +310,18 @@ def test_the_conformance_statement_says_who_is_asked_for_commitment(tmp_path: Pa
     assert "asked of" not in statement(tmp_path)
 
 
+def test_the_statement_says_whether_the_node_commits(tmp_path: Path) -> None:
+    caller = "{ae_title: XRAY_1, host: 192.0.2.21, port: 104}"
+    text = statement(tmp_path, f"receive: {{commitment: true, callers: [{caller}]}}\n")
+    assert "| Storage Commitment Push Model | 1.2.840.10008.1.20.1 | No | Yes |" in text
+    assert "| XRAY_1 | 192.0.2.21 | 104 |" in text
+    assert "Committed objects are kept for\n7 days" in text
+    assert "Reports on storage commitment (4.2.1.4)" in text
+    text = statement(tmp_path)
+    assert "| Storage Commitment Push Model | 1.2.840.10008.1.20.1 | No | No |" in text
+    assert "Committed objects" not in text
+
+
 def test_every_table_of_the_statement_is_well_formed(tmp_path: Path) -> None:
     blocks = re.findall(r"(?m)(?:^\|.*\n)+", statement(tmp_path))
     assert len(blocks) > 10

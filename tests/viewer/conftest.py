@@ -17,7 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 from pydicom import Dataset, dcmread
 
 from pacs_node.phantom.dicom import DEMO, study
-from tests.conftest import ROOT, absent
+from tests.conftest import ROOT, absent, unused_port
 from tests.viewer.ohif import built
 from tests.viewer.site import site
 
@@ -88,7 +88,7 @@ def archive(
     if not PLUGIN.exists():
         absent("orthanc-dicomweb is not installed (make system-tools)")
     folder = tmp_path_factory.mktemp("archive")
-    port = free_port()
+    port = unused_port()
     settings = {
         "StorageDirectory": str(folder),
         "IndexDirectory": str(folder),
@@ -106,15 +106,6 @@ def archive(
             for file in held.files:
                 urllib.request.urlopen(f"{origin}/instances", file.read_bytes(), timeout=WAIT).close()
         yield origin
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -135,7 +126,7 @@ def running(command: list[str], address: str, log: Path) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(WAIT)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from pacs_node.tasks import Task
-from tests.viewer.conftest import PICTURES, Study, free_port, running
+from tests.conftest import unused_port
+from tests.viewer.conftest import PICTURES, Study, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("viewer")]
 
@@ -136,13 +137,18 @@ def read_report(page: Page, study: Study) -> None:
     while difference(reduced(canvas(page, original.Rows, original.Columns)), wanted) > TOLERANCE:
         assert time.monotonic() < deadline
         page.wait_for_timeout(100)
-    zoom_out(page)
     name, score = study.finding["name"], float(str(study.finding["score"]))
-    label = page.wait_for_selector(f'[data-cy="viewport-pane"] svg text:has-text("{name}")')
+    label = None
+    zoom_out(page, 250)
+    while label is None:
+        assert time.monotonic() < deadline, "the score is not drawn"
+        page.wait_for_timeout(500)
+        label = page.query_selector(f'[data-cy="viewport-pane"] svg text:has-text("{name}")')
+        if label is None:
+            zoom_out(page, 5)  # the viewport may have been drawn before the report was read
     save(page, f"{study.name}-report")
     pane = page.locator('[data-cy="viewport-pane"]').bounding_box()
-    box = label.bounding_box() if label else None
-    assert label is not None
+    box = label.bounding_box()
     assert box is not None
     assert pane is not None
     assert pane["x"] <= box["x"]
@@ -152,14 +158,14 @@ def read_report(page: Page, study: Study) -> None:
     assert pytest.approx(score, abs=0.006) in numbers, text
 
 
-def zoom_out(page: Page) -> None:
+def zoom_out(page: Page, far: int) -> None:
     """By OHIF's gesture for it, a drag upwards with the right button."""
     pane = page.locator('[data-cy="viewport-pane"]').bounding_box()
     assert pane is not None
     x, y = pane["x"] + pane["width"] / 2, pane["y"] + pane["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down(button="right")
-    page.mouse.move(x, y - 250, steps=10)
+    page.mouse.move(x, y - far, steps=10)
     page.mouse.up(button="right")
 
 
@@ -185,10 +191,10 @@ def test_a_study_in_the_node_itself(
 ) -> None:
     """OHIF opens what the node's own DICOMweb service holds, received and made, with no other server."""
     original = studies["CR"].images["original"]
-    origin = f"http://127.0.0.1:{free_port()}"
+    origin = f"http://127.0.0.1:{unused_port()}"
     settings = {
         "node": {"state_dir": str(tmp_path / "state")},
-        "receive": {"host": "127.0.0.1", "port": free_port(), "min_free_disk_mb": 1},
+        "receive": {"host": "127.0.0.1", "port": unused_port(), "min_free_disk_mb": 1},
         "study": {"quiet_seconds": 0.2},
         "destinations": {"FOLDER": {"type": "folder", "path": str(tmp_path / "delivered")}},
         "web": {"host": "127.0.0.1", "port": int(origin.rpartition(":")[2])},
