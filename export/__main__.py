@@ -13,6 +13,7 @@ TASKS = ("bone_suppression", "restoration", "anomaly")
 ACTIONS = {
     "pairs": "list the pairs that training would take, and everything that is wrong with the data",
     "train": "train or go on training; a checkpoint each minute",
+    "adapt": "turn a model into a site's own by a handful of its pairs, measured on those left out",
     "convert": "turn published checkpoints into a model folder, without running code from them",
     "onnx": "write the ONNX files and the card from the checkpoint, parity with torch enforced",
     "evaluate": "measure the shipped files through the runtime; figures go into the card",
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
             if hasattr(command, action):
                 one = tasks.add_parser(
                     task,
+                    aliases=[task.replace("_", "-")] if "_" in task else [],
                     help=text,
                     description=text,
                     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -64,6 +66,7 @@ def common(action: str, one: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Runs one action of one task; a fault of its input ends it with one message and exit code 1."""
     arguments = parser().parse_args(argv)
+    arguments.task = arguments.task.replace("-", "_")
     command = importlib.import_module(f"export.{arguments.task}.command")
     if arguments.threads:
         import torch

@@ -14,11 +14,25 @@ examples:
   torchrun --nproc-per-node 4 -m export train bone_suppression --shape published --pairs ~/dual-energy \\
       --minutes 6000 --set batch=16 --set denoiser.rate=4e-4 --perceptual vgg16.pth
 """
+EVALUATE_EXAMPLE = """\
+examples:
+  python -m export evaluate bone_suppression
+  python -m export evaluate bone_suppression --part pairs --part nodules --model ~/models/bs-ldm-1024
+"""
 CONVERT_EXAMPLE = """\
 example:
   python -m export convert bone_suppression --autoencoder 2024-02-13-VQGAN.pth \\
       --denoiser ldm-final-2024-02-16-myModel.pth --out ~/models --name bs-ldm-1024
   pacs-node models add ~/models/bs-ldm-1024 --config pacs-node.yaml
+"""
+ADAPT_EXAMPLE = """\
+examples:
+  python -m export adapt bone-suppression --pairs ~/dual-energy --to ~/models
+  python -m export adapt bone-suppression --pairs ~/dual-energy --replay ~/other-pairs --config pacs-node.yaml
+
+It writes a model of a new name (NAME-1, NAME-2, …), so that the one that it came from and those adapted
+before stay: name the one that is to run in the configuration, models.bone_suppression, and name the older one
+there to go back.
 """
 
 
@@ -26,6 +40,10 @@ def options(action: str, one: ArgumentParser) -> None:
     """What only this task takes."""
     if action == "convert":
         convert_options(one)
+    if action == "evaluate":
+        evaluate_options(one)
+    if action == "adapt":
+        adapt_options(one)
     if action not in ("pairs", "train"):
         return
     one.epilog = EXAMPLES
@@ -81,6 +99,54 @@ def options(action: str, one: ArgumentParser) -> None:
     one.add_argument("--workers", type=int, default=2, help="threads that prepare samples")
     one.add_argument("--look", type=int, help="iterations between validations, 0 for none until the end")
     one.add_argument("--look-pairs", type=int, default=8, help="pairs of each source to look at, 0 for none")
+
+
+def evaluate_options(one: ArgumentParser) -> None:
+    """What ``evaluate`` takes."""
+    one.epilog = EVALUATE_EXAMPLE
+    one.add_argument(
+        "--part",
+        action="append",
+        choices=("pairs", "nodules", "texture", "steps", "readers"),
+        help="what to measure, several times for several; default all of it",
+    )
+    one.add_argument("--model", type=Path, metavar="FOLDER", help=f"a model's folder; default {FOLDER}")
+    one.add_argument("--pairs", type=Path, action="append", metavar="DIR", help="more pairs to measure on")
+    one.add_argument("--most", type=int, default=0, help="images of a source at most; default: by part")
+
+
+def adapt_options(one: ArgumentParser) -> None:
+    """What ``adapt`` takes; export/bone_suppression/adapt.py says more."""
+    one.epilog = ADAPT_EXAMPLE
+    one.add_argument(
+        "--pairs",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="folder of the site's pairs, as `train` takes them; several times for several",
+    )
+    one.add_argument("--model", type=Path, metavar="FOLDER", help=f"what to begin with; default {FOLDER}")
+    one.add_argument("--replay", type=Path, action="append", default=[], metavar="DIR", help="other pairs")
+    one.add_argument("--minutes", type=float, default=45.0, help="for all of it, the folds included")
+    one.add_argument("--iterations", type=int, default=250, help="of each fold and of the model, at most")
+    one.add_argument("--rate", type=float, default=3e-4, help="of learning")
+    one.add_argument("--folds", type=int, default=4, help="times that patients are left out to measure")
+    one.add_argument("--name", help="of the model, a number is added; default: the one it begins with, -site")
+    one.add_argument("--out", type=Path, metavar="DIR", help="where its folder goes; default RUNS/adapted")
+    one.add_argument("--to", type=Path, metavar="DIR", help="the site's folder of models to add it to")
+    one.add_argument("--config", type=Path, help="a node's configuration: its models.folders, if not --to")
+    one.add_argument("--anyway", action="store_true", help="keep it even if it did not get better")
+    one.add_argument("--soft-tissue", metavar="PATTERN", help="what tells soft-tissue series, as for `pairs`")
+    one.add_argument(
+        "--tone",
+        choices=("own", "radiograph"),
+        default="own",
+        help="show a DICOM twin by its own window, or by its radiograph's",
+    )
+    one.add_argument("--skip-defects", action="store_true", help="leave out what `pairs` calls wrong")
+    one.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    one.add_argument("--precision", default="auto", help="auto (bf16 where there is hardware), bf16 or fp32")
 
 
 def convert_options(one: ArgumentParser) -> None:
@@ -206,6 +272,64 @@ def train(arguments: Namespace) -> None:
             )
 
 
+def adapt(arguments: Namespace) -> None:
+    """Learns on, prints the table, writes the model's folder, and takes it in if it is told where."""
+    import re
+    import secrets
+    import shutil
+
+    from export.bone_suppression import adapted
+    from export.bone_suppression.adapt import Request
+    from export.bone_suppression.adapt import adapt as learn
+    from export.bone_suppression.pairs import SOFT
+    from export.bone_suppression.tuning import Plan
+    from export.devices import place
+    from pacs_node.config import Config, load
+    from pacs_node.infer import Catalog, read_card
+
+    config = load(arguments.config) if arguments.config else Config()
+    target: Path | None = arguments.to or next(iter(config.models.folders), None)
+    model = arguments.model or arguments.models / FOLDER
+    parent = read_card(model)
+    out: Path = arguments.out or arguments.runs / "adapted"
+    there = {path.resolve() for path in (out, *([target] if target else []), *config.models.folders)}
+    taken = {card.name for card in Catalog([path for path in sorted(there) if path.is_dir()]).cards}
+    wish = arguments.name or re.sub(r"-site-\d+$", "", parent.name) + "-site"
+    name, number = adapted.free_name(wish, taken)
+    request = Request(
+        model=model,
+        pairs=tuple(arguments.pairs),
+        cache=arguments.runs / "cache",
+        replay=tuple(arguments.replay),
+        minutes=arguments.minutes,
+        folds=arguments.folds,
+        plan=Plan(iterations=arguments.iterations, rate=arguments.rate),
+        soft=arguments.soft_tissue or SOFT,
+        tone=arguments.tone,
+        skip_defects=arguments.skip_defects,
+    )
+    aside = out / f".{name}.{secrets.token_hex(4)}"
+    try:
+        with place(arguments.device, arguments.precision) as here:
+            found = learn(request, aside, here)
+        print(f"\n{adapted.report(found)}\n\n{found.seconds / 60:.0f} minutes")
+        if not arguments.anyway:
+            adapted.better(found)
+        base = re.sub(r"\+.*$", "", parent.version)
+        adapted.describe(found, name, f"{base}+site.{number}")
+        aside.rename(out / name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    if target is None:
+        print(f"{out / name}: written. Take it in with: pacs-node models add {out / name}")
+        return
+    card = adapted.install(out / name, target, config).card
+    print(
+        f"{card.name} {card.version} added: {card.folder}\nTo use it, configure models.bone_suppression: "
+        f"{card.name}; to go back, {parent.name}"
+    )
+
+
 def onnx(arguments: Namespace) -> None:
     """Writes graphs and card."""
     from export.bone_suppression.ship import ship
@@ -215,11 +339,13 @@ def onnx(arguments: Namespace) -> None:
 
 
 def evaluate(arguments: Namespace) -> None:
-    """Figures on pairs that were not trained on, into the card too, and pictures."""
-    from export.bone_suppression.evaluate import evaluate as measure
-    from export.bone_suppression.evaluate import table
-    from export.shipping import put_figures
+    """Figures on what was not trained on, into the card and runs/eval, and pictures."""
+    from export.bone_suppression.evaluation.part import Bench
+    from export.bone_suppression.evaluation.run import PARTS
+    from export.bone_suppression.evaluation.run import evaluate as measure
+    from pacs_node.infer import read_card
 
-    found = measure(arguments.models / FOLDER, arguments.data, arguments.runs / "eval")
-    put_figures(arguments.models / FOLDER, found)
-    print(table(found))
+    card = read_card(arguments.model or arguments.models / FOLDER)
+    out = arguments.runs / "eval" / card.name
+    bench = Bench(card, arguments.data, arguments.runs, out, tuple(arguments.pairs or ()), arguments.most)
+    measure(bench, arguments.part or PARTS)

@@ -69,6 +69,7 @@ def card(version: str, scale: float) -> dict[str, Any]:
                 "number of steps was chosen on them and on 5 held-out JSRT pairs (1, 2, 4, 8, 20 steps: "
                 "fewer are better).",
             ],
+            "pairs": {"jsrt_bse": "split", "des_gusarev": "all"},
         },
         "figures": {},
         "limits": {

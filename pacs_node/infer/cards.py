@@ -54,6 +54,8 @@ measured at::
     data = ["…"]
     terms = ["…"]
     recipe = "python -m export …"
+    parent = "bones-512 1.0.0 sha256:…" # whose weights it began with; optional
+    pairs = { jsrt_bse = "split" }      # bone_suppression: by folder "all", "split" or names; optional
     [figures]                           # measured values, freely named, with their n and date
     [limits]
     texts = ["…"]
@@ -166,6 +168,14 @@ class Training(Part):
     terms: list[Text] = Field(min_length=1, description="a list of the data's terms of use")
     recipe: Text = Field(description="the command that trains the model")
     notes: list[Text] = Field([], description="a list of remarks on the training")
+    parent: Text | None = Field(
+        None, description="the model whose weights it began with: name, version and digest"
+    )
+    pairs: dict[str, Literal["all", "split"] | list[Text]] = Field(
+        {},
+        description='a table of the folders of pairs trained on, each "all", "split" (but for the patients '
+        "that training leaves out) or a list of their files' names without suffix",
+    )
 
 
 class Limits(Part):
