@@ -79,6 +79,12 @@ def card(version: str, scale: float) -> dict[str, Any]:
                 "models adapt to a site.",
                 "Works at 512 x 512; finer detail of the native matrix is kept, bone texture "
                 "finer than that stays too.",
+                "Nodules are weakened too: inserted ones kept a median of 83% of their contrast, those under "
+                "bones 75%, those of 5 mm 99%, of 10 mm 86%, of 15 to 30 mm 71 to 75% (287 nodules, 18 "
+                "radiographs not trained on). Large round opacities are partly taken for bone.",
+                "The shadows of ribs go, their edges stay: of rib edges of 4 to 6 mm 97% is left.",
+                "Weakest on films with a wide white border, with effusion or small lungs, turned or crooked "
+                "patients, tubes and leads, and pale films: the worst of 72 that were looked at.",
                 "Whatever looks like bone may be weakened: calcified nodules, pleural plaques, "
                 "lines and devices. "
                 "Always read beside the original.",
