@@ -524,7 +524,8 @@ def test_a_hundred_open_associations_cost_little_and_the_next_is_refused(
     held.pop().close()
     before = time.process_time()
     time.sleep(3)
-    assert time.process_time() - before < 0.6  # polling as pynetdicom does takes all of a core
+    # Polling as pynetdicom does takes all of a core; half of one leaves room for what else this process does.
+    assert time.process_time() - before < 1.5
     association = running.associate()
     assert association.is_established
     assert association.send_c_store(write(tmp_path, radiograph())).Status == 0x0000
