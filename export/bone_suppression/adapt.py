@@ -20,11 +20,11 @@ from torch import Tensor
 
 from export.bone_suppression import data
 from export.bone_suppression.data import Squares
-from export.bone_suppression.evaluation.cases import SIDE, fitted
+from export.bone_suppression.evaluation.cases import SIDE, read_fitted
 from export.bone_suppression.evaluation.pairs import affine
 from export.bone_suppression.metrics import measures
-from export.bone_suppression.pairs import SOFT, DataError, Defect, Found, find
-from export.bone_suppression.reading import LEVELS, read_pair
+from export.bone_suppression.pairs import SOFT, DataError, Defect, find
+from export.bone_suppression.reading import LEVELS
 from export.bone_suppression.tuning import Plan, Tuning, looks, mixed, tune
 from export.bone_suppression.weights import Networks, networks
 from export.devices import HERE, Place
@@ -208,15 +208,9 @@ def pairs_of(request: Request, folders: Sequence[Path], size: int, tell: Callabl
     )
     on_disk = {found.name: found for folder in folders for found in find(folder, request.soft).pairs}
     return [
-        Pair(s.source, s, lambda found=on_disk[s.name]: native(found, request.tone, request.side))  # type: ignore[misc]
+        Pair(s.source, s, lambda found=on_disk[s.name]: read_fitted(found, request.side, request.tone))  # type: ignore[misc]
         for s in squares
     ]
-
-
-def native(found: Found, tone: str, side: int) -> tuple[Array, Array]:
-    """Radiograph and soft tissue in [0, 1] as the evaluation takes them."""
-    read = read_pair(found, tone)
-    return fitted(read.radiograph, side), fitted(read.soft_tissue, side)
 
 
 def phantom(squares: Squares) -> Pair:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, from_numpy
 
-from export.bone_suppression.pairs import SOFT, DataError, Defect, Found, digest, find
+from export.bone_suppression.pairs import SOFT, DataError, Defect, digest, find
 from export.bone_suppression.reading import LEVELS, fault, read_alone, read_pair, square
 from pacs_node.phantom import Phantom
 
@@ -218,9 +218,3 @@ def draw(
     top, left = rng.integers(0, side - crop + 1, size=2) if crop else (0, 0)
     window = np.s_[top : top + (crop or side), left : left + (crop or side)]
     return [from_numpy(np.ascontiguousarray(image[window])[None] * 2 - 1) for image in images]
-
-
-def native(found: Found) -> tuple[Array, Array]:
-    """Radiograph and soft tissue in their own matrix, [0, 1]."""
-    read = read_pair(found)
-    return read.radiograph, read.soft_tissue

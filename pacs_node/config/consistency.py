@@ -15,8 +15,6 @@ from typing import Any
 from pacs_node.config import attributes
 from pacs_node.config.attributes import Kind
 
-OPERATORS = ("equals", "one_of", "pattern", "range", "present", "not")
-
 
 @dataclass(frozen=True)
 class Inconsistency:

@@ -84,8 +84,6 @@ _DISPLAY = words("""
 
 IDENTITY = ["SpecificCharacterSet", *_STUDY, *_ORDER]
 IMAGE = [*_FRAME, *_ACQUISITION, *_SPACING, *_DISPLAY]
-SPACING = [*_FRAME, *_SPACING]
-ACQUISITION = [*_FRAME, *_ACQUISITION]
 
 TEXT = frozenset({"PN", "SH", "LO", "ST", "LT", "UT", "UC"})
 """Value representations whose characters depend on Specific Character Set."""

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 
 from export.anomaly import data as nih
-from export.bone_suppression.data import held_out, native
+from export.bone_suppression.data import held_out
 from export.bone_suppression.pairs import DataError, Found, find
+from export.bone_suppression.reading import read_pair
 from pacs_node.infer.cards import Card
 
 Array = np.ndarray
@@ -48,8 +49,13 @@ class Case:
 
     def read(self, side: int = SIDE) -> tuple[Array, Array]:
         """Radiograph and soft tissue (rows, columns) in [0, 1], the longer side of ``side`` pixels."""
-        image, soft = native(self.found)
-        return fitted(image, side), fitted(soft, side)
+        return read_fitted(self.found, side)
+
+
+def read_fitted(found: Found, side: int = SIDE, tone: str = "own") -> tuple[Array, Array]:
+    """Radiograph and soft tissue (rows, columns) in [0, 1], the longer side of ``side`` pixels."""
+    read = read_pair(found, tone)
+    return fitted(read.radiograph, side), fitted(read.soft_tissue, side)
 
 
 def fitted(image: Array, side: int = SIDE) -> Array:
