@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import sqlite3
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -19,9 +18,8 @@ from pacs_node.config.web import Web
 from pacs_node.dicomweb.access import MissingSecretError, Secrets
 from pacs_node.dicomweb.app import ROOT, Service, application
 from pacs_node.dicomweb.index import Index
-from pacs_node.errors import ConfigurationError
-from pacs_node.pipeline.node import LiveConfig, Node
-from pacs_node.pipeline.process import Signals, main, seconds_since_start
+from pacs_node.pipeline.node import Node
+from pacs_node.pipeline.process import Signals, configured, main, seconds_since_start
 from pacs_node.pipeline.receiver import Registry
 
 log = logging.getLogger(__name__)
@@ -70,12 +68,9 @@ class Listener:
 def run(config_path: Path, parent: int | None = None) -> int:
     """Serve until SIGTERM; the exit code. ``parent`` as for Signals."""
     signals = Signals(parent)
-    try:
-        live = LiveConfig(config_path)
-    except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
+    live = configured(config_path, "web")
+    if live is None:
         return 2
-    node_log.configure("web", live.config.node.log_level)
     # pydicom's warnings quote what stands in headers.
     warnings.simplefilter("ignore")
     if live.config.web is None:

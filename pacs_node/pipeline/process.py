@@ -15,6 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from pacs_node import log as node_log
+from pacs_node.errors import ConfigurationError
+from pacs_node.pipeline.node import LiveConfig
+
 _TICK_SECONDS = 1.0
 
 
@@ -27,6 +31,17 @@ def main(run: Callable[[Path, int | None], int]) -> NoReturn:
     parser.add_argument("--parent", type=int, help="end when the process of this id is no longer the parent")
     arguments = parser.parse_args()
     sys.exit(run(arguments.config, arguments.parent))
+
+
+def configured(config_path: Path, process: str) -> LiveConfig | None:
+    """The configuration, and the log of ``process`` set up by it; None, said on stderr, if it is wrong."""
+    try:
+        live = LiveConfig(config_path)
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        return None
+    node_log.configure(process, live.config.node.log_level)
+    return live
 
 
 def seconds_since_start() -> float:

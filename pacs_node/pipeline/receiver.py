@@ -8,17 +8,15 @@ job is durable.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pacs_node import log as node_log
 from pacs_node.engine.job import EngineError, NewJob
-from pacs_node.errors import ConfigurationError
 from pacs_node.pipeline.commitments import first_report
-from pacs_node.pipeline.node import INTAKE_QUEUE, OBJECT, LiveConfig, Node
-from pacs_node.pipeline.process import Signals, main, seconds_since_start
+from pacs_node.pipeline.node import INTAKE_QUEUE, OBJECT, Node
+from pacs_node.pipeline.process import Signals, configured, main, seconds_since_start
 from pacs_node.receive.commitment import Verdict
 from pacs_node.receive.commitment_scp import Commitments
 from pacs_node.receive.scp import Receiver
@@ -76,12 +74,9 @@ class Registry:
 def run(config_path: Path, parent: int | None = None) -> int:
     """Receive until SIGTERM; the exit code. ``parent`` as for Signals."""
     signals = Signals(parent)
-    try:
-        live = LiveConfig(config_path)
-    except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
+    live = configured(config_path, "receiver")
+    if live is None:
         return 2
-    node_log.configure("receiver", live.config.node.log_level)
     node = Node.open(live.config)
     registry = Registry(node)
     commitments = Commitments(node.commitments, node.verdicts, registry.ensure_job, registry.register_verdict)

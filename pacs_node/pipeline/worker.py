@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
 import warnings
@@ -16,11 +15,11 @@ from pacs_node.config import Config
 from pacs_node.engine.client import without_password
 from pacs_node.engine.engine import Engine
 from pacs_node.engine.job import EngineError
-from pacs_node.errors import ConfigurationError, ModelError
+from pacs_node.errors import ModelError
 from pacs_node.pipeline import metrics
 from pacs_node.pipeline.jobs import Jobs
 from pacs_node.pipeline.node import LiveConfig, Node, queues
-from pacs_node.pipeline.process import Signals, main
+from pacs_node.pipeline.process import Signals, configured, main
 from pacs_node.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -32,12 +31,9 @@ SETTLE_EVERY_SECONDS, PURGE_EVERY_SECONDS = 5.0, 3600.0
 def run(config_path: Path, parent: int | None = None) -> int:
     """Run jobs until SIGTERM; the exit code. ``parent`` as for Signals."""
     signals = Signals(parent)
-    try:
-        live = LiveConfig(config_path)
-    except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
+    live = configured(config_path, "worker")
+    if live is None:
         return 2
-    node_log.configure("worker", live.config.node.log_level)
     # pydicom's judgements of values from outside quote them; what matters of them comes as refusals.
     warnings.simplefilter("ignore")
     node = Node.open(live.config)
