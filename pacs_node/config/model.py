@@ -166,6 +166,11 @@ class Limits(Section):
         le=2_000_000_000,
         description="Largest image that is analysed, in rows x columns.",
     )
+    check_content: StrictBool = Field(
+        True,
+        description="Refuse an image whose pixels do not look like an upright frontal chest, whatever its "
+        "header says.",
+    )
 
 
 class Study(Section):

@@ -28,6 +28,7 @@ from pacs_node.dicom.pixels import Radiograph, conditions, read_radiograph
 from pacs_node.errors import PacsNodeError, Refused
 from pacs_node.files import atomic_write
 from pacs_node.infer import AnomalyResult, Card, Catalog, Finding, ImageResult, Progress, Settings, load
+from pacs_node.infer.likeness import check_chest
 from pacs_node.pipeline.node import DONE, FAILED, NOT_ATTEMPTED
 from pacs_node.tasks import Task
 
@@ -57,6 +58,8 @@ def open_source(path: Path, config: Config) -> Source:
     """Read and decode one file. Raises Refused with the reason why it cannot be analysed, OSError."""
     dataset = open_dicom(path, config.receive.max_object_mb * _MB)
     radiograph = read_radiograph(dataset, config.limits.max_pixels)
+    if config.limits.check_content:
+        check_chest(radiograph.image)
     return Source(dataset, radiograph, conditions(dataset))
 
 

@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from pacs_node.config import Config
+from pacs_node.errors import Refused
+from pacs_node.phantom import Phantom
+from pacs_node.pipeline.analysis import open_source
 from tests.dicom_objects import write
 from tests.pipeline.bad_input import ODD, REFUSED, images
 from tests.pipeline.conftest import chest
@@ -192,3 +197,13 @@ def test_every_real_radiograph_is_analysed_and_everything_else_refused(
         suppressed: Dataset = dcmread(folder / "bone_suppression.dcm", stop_before_pixels=True)
         assert suppressed.SOPClassUID == source.SOPClassUID
         assert (suppressed.Rows, suppressed.Columns) == (source.Rows, source.Columns)
+
+
+def test_what_its_header_calls_a_chest_is_refused_if_its_pixels_do_not_look_so(tmp_path: Path) -> None:
+    picture = np.round(np.rot90(Phantom(5).render(256).radiograph) * 4095).astype(np.uint16)
+    lying = chest(1, study=77, Rows=256, Columns=256, PixelData=picture.tobytes())
+    path = write(tmp_path, lying)
+    with pytest.raises(Refused, match="upright frontal chest"):
+        open_source(path, Config())
+    lenient = Config.model_validate({"limits": {"check_content": False}})
+    assert open_source(path, lenient).radiograph.image.shape == (256, 256)
