@@ -12,6 +12,7 @@ from pacs_node.errors import PacsNodeError
 TASKS = ("bone_suppression", "restoration", "anomaly")
 ACTIONS = {
     "pairs": "list the pairs that training would take, and everything that is wrong with the data",
+    "project": "simulate dual-energy pairs from a CT with labelled bones, to train with",
     "train": "train or go on training; a checkpoint each minute",
     "adapt": "turn a model into a site's own by a handful of its pairs, measured on those left out",
     "convert": "turn published checkpoints into a model folder, without running code from them",

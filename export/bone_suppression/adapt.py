@@ -25,7 +25,7 @@ from export.bone_suppression.evaluation.pairs import affine
 from export.bone_suppression.metrics import measures
 from export.bone_suppression.pairs import SOFT, DataError, Defect, find
 from export.bone_suppression.reading import LEVELS
-from export.bone_suppression.tuning import Plan, Tuning, looks, mixed, tune
+from export.bone_suppression.tuning import Plan, Tuning, tune
 from export.bone_suppression.weights import Networks, networks
 from export.devices import HERE, Place
 from export.shipping import write_card
@@ -125,14 +125,11 @@ def adapt(
     others = [p for p in given if p.squares.patient in out][:REPLAYED] + drawn[request.phantoms :]
     replay = [p for p in given if p.squares.patient not in out] + drawn[: request.phantoms]
     plan = request.plan
-    shown = {p.squares.name: looks(p.squares, plan.site_looks, plan.as_they_are) for p in site}
-    shown |= {p.squares.name: looks(p.squares, plan.replay_looks, 0) for p in replay}
-    latents: dict[str, list[Tensor]] = {}
 
     def learn(chosen: Sequence[Pair], plan: Plan) -> tuple[Mapping[str, Tensor], int]:
         """Weights, and after how many iterations."""
-        both = ([look for p in some for look in shown[p.squares.name]] for some in (chosen, replay))
-        training = Tuning(parent, found, mixed(*both), latents, plan, place)
+        both = ([p.squares for p in some] for some in (chosen, replay))
+        training = Tuning(parent, found, *both, plan, place)
         return tune(training, plan, tell), training.trainer.iteration
 
     tell(

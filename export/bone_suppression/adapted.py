@@ -111,7 +111,7 @@ def describe(adapted: Adapted, name: str, version: str) -> Card:
     training["notes"] = [
         *training.get("notes", []),
         f"Adapted: the denoiser alone, {plan.iterations} iterations of {plan.batch} at {plan.rate:g}, half "
-        "of the samples the site's (half of their looks as they are, half with other bones and tone), half "
+        "of the samples the site's (half of them as they are, half with other bones and tone), half "
         "phantoms and what the site replayed.",
     ]
     training["pairs"] = training.get("pairs", {}) | dict.fromkeys({p.group for p in adapted.site}, "all")

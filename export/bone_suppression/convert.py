@@ -189,7 +189,7 @@ def write_graphs(
     image = (1, request.size, request.size)
     plan: dict[str, tuple[nn.Module, dict[str, Tensor], str, dict[str, tuple[int, ...]]]] = {
         "encoder": (
-            Encoder(autoencoder),
+            Encoder(autoencoder, published.quantised),
             {"image": drawn(2, 1, SMALL * factor, SMALL * factor).clamp(-1, 1)},
             "latent",
             {"image": image, "latent": latent},
@@ -231,7 +231,7 @@ def write_graphs(
                 path,
                 inputs,
                 tolerance=TOLERANCE[request.weights],
-                aside=0.02 if role == "encoder" else 0.0,
+                aside=0.02 if role == "encoder" and published.quantised else 0.0,
             )
         except ValueError as error:
             raise ModelError(

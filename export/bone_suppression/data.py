@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from torch import Tensor, from_numpy
 
@@ -182,39 +183,93 @@ def _shuffled(items: int, seed: int, epoch: int) -> Array:
     return np.random.default_rng((seed, epoch, items)).permutation(items)
 
 
+def opacities(shape: tuple[int, int], side: int, rng: np.random.Generator) -> Array:
+    """What round or oval shadows of 5 to 40 mm add to a window (H, W) of an image ``side`` wide.
+
+    They belong to radiograph and soft tissue alike, so that a model learns to leave nodules where they are,
+    across ribs, too. An image is taken to be 400 mm wide.
+    """
+    height, width = shape
+    found = np.zeros(shape, np.float32)
+    for _ in range(rng.poisson(0.5 + 16 * height * width / side**2)):
+        long = np.exp(rng.uniform(np.log(5 / 800), np.log(40 / 800))) * side
+        short, turn, steep = long * rng.uniform(0.6, 1), rng.uniform(0, np.pi), rng.uniform(0.5, 1.5)
+        strength = np.exp(rng.uniform(np.log(0.02), np.log(0.2))) * rng.choice((1, 1, 1, 1, -0.5))
+        y, x = rng.uniform(0, height), rng.uniform(0, width)
+        reach = int(long) + 1
+        top, left = max(int(y) - reach, 0), max(int(x) - reach, 0)
+        part = found[top : int(y) + reach + 1, left : int(x) + reach + 1]
+        rows, columns = np.ogrid[top - y : top - y + part.shape[0], left - x : left - x + part.shape[1]]
+        along = (columns * np.cos(turn) + rows * np.sin(turn)) / long
+        across = (rows * np.cos(turn) - columns * np.sin(turn)) / short
+        # A ball's shadow is its chord, steep = 0.5; flatter rims have less.
+        part += strength * np.clip(1 - along**2 - across**2, 0, None).astype(np.float32) ** np.float32(steep)
+    return found
+
+
+def cut(planes: Sequence[Array], side: int, rng: np.random.Generator) -> list[Array]:
+    """A square of ``side`` pixels of each; in half of the cases turned by up to 8 degrees and 0.85 to 1.18
+    times as large, mirrored at the edges.
+    """
+    whole = planes[0].shape[-1]
+    top, left = rng.integers(0, whole - side + 1, size=2)
+    if rng.random() < 0.5:
+        return [plane[top : top + side, left : left + side] for plane in planes]
+    scale, angle = np.exp(rng.uniform(-1, 1) / 6), np.deg2rad(rng.uniform(-8, 8))
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    middle = np.array([left, top]) + (side - 1) / 2
+    there = np.column_stack([matrix, middle - matrix @ np.full(2, (side - 1) / 2)])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return [
+        cv2.warpAffine(plane, there, (side, side), flags=flags, borderMode=cv2.BORDER_REFLECT)
+        for plane in planes
+    ]
+
+
 def vary(planes: Sequence[Array], rng: np.random.Generator) -> list[Array]:
-    """Stronger or weaker bones (0.8 to 3.5 times), another tone curve and contrast, mirrored or not.
+    """Stronger or weaker bones (0.8 to 3.5 times), another tone and contrast.
 
     A radiograph and, if it has them, soft tissue and lungs; in [0, 1] and staying there. What the model must
     learn is what bone looks like, not how strongly one maker shows it.
     """
     images = list(planes[:2])
     if len(images) == 2:
-        radiograph, soft = images
-        images[0] = soft + np.float32(np.exp(rng.uniform(np.log(0.8), np.log(3.5)))) * (radiograph - soft)
-    low = min(float(images[0].min()), 0.0)
-    high = max(float(images[0].max()), 1.0)
+        strength = np.float32(np.exp(rng.uniform(np.log(0.8), np.log(3.5))))
+        images[0] = images[1] + strength * (images[0] - images[1])
+    low, high = min(float(images[0].min()), 0.0), max(float(images[0].max()), 1.0)
     gamma, contrast = np.exp(rng.uniform(-0.5, 0.5)), rng.uniform(0.7, 1.1)
     offset = rng.uniform(-0.1, 0.1) + (1 - contrast) / 2
     for number, image in enumerate(images):
         toned = np.clip((image - low) / (high - low), 0, 1) ** np.float32(gamma)
         images[number] = np.clip(toned * np.float32(contrast) + np.float32(offset), 0, 1)
-    both = [*images, *planes[2:]]
-    return [image[:, ::-1] for image in both] if rng.random() < 0.5 else both
+    return [*images, *planes[2:]]
 
 
 def draw(
-    squares: Squares, rng: np.random.Generator, *, crop: int = 0, varied: bool = False, masked: bool = False
+    squares: Squares,
+    rng: np.random.Generator,
+    *,
+    crop: int = 0,
+    varied: bool = False,
+    as_they_are: float = 0.0,
+    masked: bool = False,
 ) -> list[Tensor]:
     """The images of one example (1, crop, crop) in [-1, 1]: the whole square if ``crop`` is 0.
 
-    ``masked``: black outside the lungs, as GL-LCM's local path sees a radiograph.
+    ``varied``: with opacities, mirrored or not, and all but the share ``as_they_are`` also cut and varied as
+    ``cut`` and ``vary`` do. ``masked``: black outside the lungs, as GL-LCM's local path sees a radiograph.
     """
-    side = squares.planes.shape[-1]
+    whole = squares.planes.shape[-1]
     planes = [plane.astype(np.float32) / LEVELS for plane in squares.planes]
+    if varied and rng.random() >= as_they_are:
+        planes = vary(cut(planes, crop or whole, rng), rng)
+    elif crop:
+        top, left = rng.integers(0, whole - crop + 1, size=2)
+        planes = [plane[top : top + crop, left : left + crop] for plane in planes]
     if varied:
-        planes = vary(planes, rng)
+        added = opacities(planes[0].shape, whole, rng)
+        planes = [*(np.clip(image + added, 0, 1) for image in planes[:2]), *planes[2:]]
+    if varied and rng.random() < 0.5:
+        planes = [plane[:, ::-1] for plane in planes]
     images = [image * planes[2] for image in planes[:2]] if masked else planes[:2]
-    top, left = rng.integers(0, side - crop + 1, size=2) if crop else (0, 0)
-    window = np.s_[top : top + (crop or side), left : left + (crop or side)]
-    return [from_numpy(np.ascontiguousarray(image[window])[None] * 2 - 1) for image in images]
+    return [from_numpy(np.ascontiguousarray(image)[None] * 2 - 1) for image in images]

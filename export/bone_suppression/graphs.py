@@ -10,14 +10,18 @@ from export.bone_suppression.vqgan import MLVQGAN
 
 
 class Encoder(nn.Module):
-    """image (N, 1, S, S) -> latent (N, C, S/8, S/8), quantised as the authors' diffusion wants it."""
+    """image (N, 1, S, S) -> latent (N, C, S/8, S/8), ``quantised`` as the authors' diffusion wants it."""
 
-    def __init__(self, autoencoder: MLVQGAN) -> None:
+    def __init__(self, autoencoder: MLVQGAN, quantised: bool = True) -> None:
         super().__init__()
-        self.encoder, self.codes = autoencoder.encoder, autoencoder.quantizer["quantizer"]
+        self.encoder = autoencoder.encoder
+        self.codes = autoencoder.quantizer["quantizer"] if quantised else None
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.codes.embedding(self.codes.nearest(self.encoder(image))).permute(0, 3, 1, 2)
+        latent = self.encoder(image)
+        if self.codes is None:
+            return latent
+        return self.codes.embedding(self.codes.nearest(latent)).permute(0, 3, 1, 2)
 
 
 class SteadyTime(nn.Module):

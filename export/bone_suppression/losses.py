@@ -20,6 +20,7 @@ from export.training import TrainingError
 #: Exponents of the scales of MS-SSIM, from the finest on (Wang et al., section 3.2).
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, DEVIATION = 11, 1.5
+FALSE_BONE = 3.0
 
 
 def ms_ssim(image: Tensor, reference: Tensor, span: float = 2.0) -> Tensor:
@@ -53,6 +54,17 @@ def ms_ssim(image: Tensor, reference: Tensor, span: float = 2.0) -> Tensor:
         # The gradient of x**w is infinite at 0.
         result = result * structure.mean((1, 2, 3)).clamp(min=1e-4) ** weight
     return result
+
+
+def difference(made: Tensor, true: Tensor, reach: int = 4) -> Tensor:
+    """Between two bone images (N, 1, H, W): the mean error of their values, and of how they change over
+    ``reach`` pixels down and across, where a rib's edge is. What is taken for bone where there is none counts
+    ``FALSE_BONE`` times: it may be a nodule.
+    """
+    error = made - true
+    error = torch.where((error > 0) & (true < 0.01), FALSE_BONE * error, error)
+    down, across = error[..., reach:, :] - error[..., :-reach, :], error[..., reach:] - error[..., :-reach]
+    return error.abs().mean() + down.abs().mean() + across.abs().mean()
 
 
 class Discriminator(nn.Module):

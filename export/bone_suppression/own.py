@@ -26,13 +26,6 @@ def own(autoencoder: Path, denoiser: Path) -> Published | None:
     kinds = first["settings"].get("network"), settings.get("network")
     if kinds != ("autoencoder", "denoiser"):
         raise TrainingError(f"{autoencoder} is an {kinds[0]} and {denoiser} a {kinds[1]}; check their order")
-    if not settings["quantised"] or settings["requantised"]:
-        raise TrainingError(
-            f"{denoiser} works on latents before quantisation, which these graphs do not; train with "
-            "--set quantised=true --set requantised=false"
-        )
-    if "multipliers" not in second["shape"]:
-        raise TrainingError(f"{denoiser} is a denoiser of the system present, which `onnx` takes")
     like = GL_LCM if settings["system"] == "gl-lcm" else BS_LDM
     return replace(
         like,
@@ -41,6 +34,10 @@ def own(autoencoder: Path, denoiser: Path) -> Published | None:
         autoencoder=vqgan.Shape(**tuples(first["shape"])),
         denoiser=unet.Shape(**tuples(second["shape"])),
         diffusion=settings["diffusion"],
+        quick={"name": "ddim", "steps": settings["steps"], "spacing": "trailing"}
+        if settings["diffusion"]["prediction"] == "sample"
+        else like.quick,
+        quantised=settings["quantised"],
         own=True,
     )
 

@@ -42,6 +42,8 @@ class Published:
     sampler: Mapping[str, Any]
     quick: Mapping[str, Any]
     local: Mapping[str, Any] | None = None
+    #: Whether the diffusion works on latents after quantisation.
+    quantised: bool = True
     #: Trained by a site with this project's recipe (own.py), not by the authors.
     own: bool = False
 

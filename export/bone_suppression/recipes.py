@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from export.bone_suppression import autoencoder as present
-from export.bone_suppression import denoiser as present_denoiser
 from export.bone_suppression import unet, vqgan
 from export.bone_suppression.published import BS_LDM, GL_LCM, Published
 from export.training import TrainingError
@@ -24,9 +22,9 @@ class Recipe:
     ``milestones``: epochs after which the rate is multiplied by ``factor``; ``accumulate``: portions that a
     batch is taken in; ``decay``, ``epsilon``: AdamW's; ``clip``: largest norm of the gradients, 0 for any;
     ``average``: how much of the moving average an update leaves, 0 for none; ``crop``: side of the squares
-    cut out, 0 for whole images; ``varied``: bones, tone and side varied; ``masked``: radiographs black
-    outside the lungs as additional samples (GL-LCM), of pairs with lung masks; ``look``: epochs between two
-    validations.
+    cut out, 0 for whole images; ``varied``: bones, opacities, tone, size and side varied, but for the share
+    ``as_they_are``; ``masked``: radiographs black outside the lungs as additional samples (GL-LCM), of pairs
+    with lung masks; ``look``: epochs between two validations.
     """
 
     batch: int = 4
@@ -43,6 +41,7 @@ class Recipe:
     seed: int = 0
     crop: int = 0
     varied: bool = False
+    as_they_are: float = 0.0
     masked: bool = False
     look: float = 10.0
 
@@ -81,7 +80,8 @@ class DenoiserRecipe(Recipe):
     channel's plane, as a share of the rest; ``late``: share of the samples drawn from the tenth of the levels
     with the most noise, where few-step sampling does most of its work; ``quantised``: whether the diffusion
     works on latents after quantisation; ``requantised``: whether what it made is quantised before it is
-    decoded; ``steps``: of the validation's sampling.
+    decoded; ``steps``: of the validation's sampling; ``bones``: weight of the error of the decoded bone
+    image, which is what is subtracted from a radiograph (0 decodes none in training).
     """
 
     epochs: int = 2500
@@ -94,8 +94,8 @@ class DenoiserRecipe(Recipe):
     offset_noise: float = 0.1
     late: float = 0.0
     quantised: bool = True
-    requantised: bool = False
     steps: int = 10
+    bones: float = 0.0
 
 
 def side_by_side(network: nn.Module, sample: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
@@ -103,29 +103,20 @@ def side_by_side(network: nn.Module, sample: Tensor, condition: Tensor, timestep
     return network(torch.cat((sample, condition), dim=1), timestep)[:, : sample.shape[1]]
 
 
-def apart(network: nn.Module, sample: Tensor, condition: Tensor, timestep: Tensor) -> Tensor:
-    """The way of the small denoiser that ships at present."""
-    return network(sample, condition, timestep)
-
-
 @dataclass(frozen=True)
 class System:
     """Two networks and how they are trained. ``size``: side of the images in pixels.
 
-    ``diffusion``: the card's table of that name; a latent_scale of 0 is measured. ``denoise`` calls the
-    denoiser with (sample, condition, timestep).
+    ``diffusion``: the card's table of that name; a latent_scale of 0 is measured.
     """
 
     name: str
     size: int
-    autoencoder_shape: Any
-    denoiser_shape: Any
-    make_autoencoder: Callable[[Any], nn.Module]
-    make_denoiser: Callable[[Any], nn.Module]
+    autoencoder_shape: vqgan.Shape
+    denoiser_shape: unet.Shape
     diffusion: Mapping[str, Any]
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     denoiser: DenoiserRecipe = DenoiserRecipe()
-    denoise: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] = side_by_side
 
     @property
     def factor(self) -> int:
@@ -146,7 +137,7 @@ class System:
 
     def check(self) -> None:
         """Raises TrainingError for numbers that cannot be trained with."""
-        levels = len(getattr(self.denoiser_shape, "multipliers", getattr(self.denoiser_shape, "widths", "")))
+        levels = len(self.denoiser_shape.multipliers)
         for stage, recipe, unit in (
             ("autoencoder", self.autoencoder, self.factor),
             ("denoiser", self.denoiser, self.factor * 2 ** (levels - 1)),
@@ -222,21 +213,27 @@ def _published(name: str, published: Published, **recipes: Any) -> System:
         1024,
         published.autoencoder,
         published.denoiser,
-        vqgan.MLVQGAN,
-        unet.UNet,
         {"latent_scale": 1.0, **published.diffusion},
         **recipes,
     )
 
 
-#: The same path in small: 1/8 of the side, soft tissue predicted itself, few steps.
+#: The same path in small: 1/8 of the side, the soft tissue itself predicted as radiograph and correction.
 _SMALL = System(
     "small",
     1024,
-    vqgan.Shape(channels=(32, 64, 128), residual=32, decay=0.99),
-    unet.Shape(outputs=4, width=32, multipliers=(1, 2, 4, 4), blocks=2, attention=(8,), heads=4, groups=16),
-    vqgan.MLVQGAN,
-    unet.UNet,
+    vqgan.Shape(channels=(32, 64, 128), residual=32, code_dimension=8, decay=0.99),
+    unet.Shape(
+        inputs=16,
+        residual=True,
+        outputs=8,
+        width=32,
+        multipliers=(1, 2, 4, 4),
+        blocks=2,
+        attention=(8,),
+        heads=4,
+        groups=16,
+    ),
     {
         "schedule": "squaredcos_cap_v2",
         "train_steps": 1000,
@@ -246,32 +243,37 @@ _SMALL = System(
         "clip_slope": 0.002,
     },
     AutoencoderRecipe(
-        batch=4,
-        rate=2e-4,
+        batch=2,
+        rate=4e-4,
         warm_up=100,
+        milestones=(21, 25),
+        factor=0.3,
         clip=1.0,
         average=0.998,
-        crop=256,
+        crop=192,
         varied=True,
         opponent_width=24,
-        opponent_from=1000,
+        opponent_from=4400,
         unquantised=250,
         revive=0.3,
         raw=0.5,
         bones=1.0,
     ),
     DenoiserRecipe(
-        batch=8,
-        rate=3e-4,
+        batch=4,
+        rate=5e-4,
         warm_up=50,
-        milestones=(),
+        milestones=(37, 45),
+        factor=0.3,
         clip=1.0,
-        crop=256,
+        crop=384,
         varied=True,
+        as_they_are=0.15,
         error="l1",
         late=0.3,
         quantised=False,
-        steps=4,
+        steps=1,
+        bones=5.0,
     ),
 )
 
@@ -286,19 +288,6 @@ SYSTEMS = {
         ),
     ),
     "small": _SMALL,
-    "present": replace(
-        _SMALL,
-        name="present",
-        size=512,
-        autoencoder_shape=present.Shape(),
-        denoiser_shape=present_denoiser.Shape(),
-        make_autoencoder=present.Autoencoder,
-        make_denoiser=present_denoiser.Denoiser,
-        # Its quantiser does both by itself.
-        autoencoder=replace(_SMALL.autoencoder, crop=192, unquantised=0, revive=0.0, raw=0.0),
-        denoiser=replace(_SMALL.denoiser, requantised=True),
-        denoise=apart,
-    ),
 }
 ALIASES = {"published": "bs-ldm"}
 

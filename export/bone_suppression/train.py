@@ -16,6 +16,8 @@ from torch import nn
 from export.bone_suppression.data import Squares
 from export.bone_suppression.losses import Discriminator
 from export.bone_suppression.recipes import AutoencoderRecipe, Recipe, System, kept
+from export.bone_suppression.unet import UNet
+from export.bone_suppression.vqgan import MLVQGAN
 from export.devices import Place
 from export.training import Feed, Trainer, TrainingError, averaged, read, run, say
 
@@ -85,7 +87,7 @@ def trainer(
         seed=recipe.seed,
         milestones=plan(recipe, count)[1],
         settings=settings,
-        fixed=("network", "diffusion", "quantised", "requantised"),
+        fixed=("network", "diffusion", "quantised"),
         place=place,
         **more,
     )
@@ -113,12 +115,12 @@ def add(report: dict[str, float], values: dict[str, float]) -> None:
 
 def load_autoencoder(system: System, path: Path) -> nn.Module:
     """The autoencoder of a checkpoint, averaged if it was; its shape must be the system's."""
-    return _load(system.make_autoencoder, system.autoencoder_shape, path)
+    return _load(MLVQGAN, system.autoencoder_shape, path)
 
 
 def load_denoiser(system: System, path: Path) -> nn.Module:
     """The denoiser of a checkpoint, averaged if it was; its shape must be the system's."""
-    return _load(system.make_denoiser, system.denoiser_shape, path)
+    return _load(UNet, system.denoiser_shape, path)
 
 
 def _load(make: Callable[[Any], nn.Module], shape: Any, path: Path) -> nn.Module:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from export.bone_suppression.data import Order, Squares, draw
-from export.bone_suppression.losses import fooled, ms_ssim, told_apart
+from export.bone_suppression.losses import difference, fooled, ms_ssim, told_apart
 from export.bone_suppression.recipes import System
 from export.bone_suppression.train import Item, add, items, trainer
-from export.bone_suppression.vqgan import Quantiser
+from export.bone_suppression.vqgan import MLVQGAN, Quantiser
 from export.devices import HERE, Place, gathered
 from export.training import Feed, learn
 
@@ -69,7 +69,7 @@ class AutoencoderTraining:
             system,
             "autoencoder",
             self.recipe,
-            lambda: system.make_autoencoder(system.autoencoder_shape),
+            lambda: MLVQGAN(system.autoencoder_shape),
             len(self.items),
             place,
             through=Learning,
@@ -87,7 +87,14 @@ class AutoencoderTraining:
 
         def drawn() -> list[Tensor]:
             recipe = self.recipe
-            return draw(item.squares, rng, crop=recipe.crop, varied=recipe.varied, masked=item.masked)
+            return draw(
+                item.squares,
+                rng,
+                crop=recipe.crop,
+                varied=recipe.varied,
+                as_they_are=recipe.as_they_are,
+                masked=item.masked,
+            )
 
         if not self.recipe.bones:
             return drawn()[item.plane or 0][None]
@@ -106,7 +113,7 @@ class AutoencoderTraining:
             found["ms_ssim"] = recipe.ms_ssim * (1 - ms_ssim(decoded, image).mean())
         if recipe.bones:
             both, made = (i.unflatten(0, (-1, 2)) for i in (image, decoded))
-            found["bones"] = recipe.bones * F.l1_loss(made[:, 0] - made[:, 1], both[:, 0] - both[:, 1])
+            found["bones"] = recipe.bones * difference(made[:, 0] - made[:, 1], both[:, 0] - both[:, 1])
         if self.perceptual is not None:
             with self.place.autocast():
                 found["perceptual"] = recipe.perceptual * self.perceptual(decoded, image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from export.bone_suppression.data import Order, Squares, draw
-from export.bone_suppression.recipes import System
+from export.bone_suppression.losses import difference
+from export.bone_suppression.recipes import System, side_by_side
 from export.bone_suppression.train import add, items, trainer
+from export.bone_suppression.unet import UNet
 from export.devices import HERE, Place
 from export.training import Feed, TrainingError, learn
 from pacs_node.infer.cards import Diffusion
@@ -20,6 +23,21 @@ from pacs_node.infer.sampling.noise import Noise
 
 #: Images on which a latent_scale is measured.
 MEASURED = 16
+#: Side of the part of a latent that is decoded in training, where its bones count.
+DECODED = 32
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example: which item, its images (none if their latents are known), the level and the noise, and
+    (top, left) of the part of its latent that is decoded.
+    """
+
+    item: int
+    images: list[Tensor]
+    level: int
+    noise: Tensor
+    corner: tuple[int, int]
 
 
 class DenoiserTraining:
@@ -59,7 +77,7 @@ class DenoiserTraining:
             system,
             "denoiser",
             recipe,
-            lambda: system.make_denoiser(system.denoiser_shape),
+            lambda: UNet(system.denoiser_shape),
             len(self.items),
             place,
             diffusion,
@@ -88,11 +106,10 @@ class DenoiserTraining:
     def decode(self, latent: Tensor) -> Tensor:
         """Images in [-1, 1] of latents that are not scaled."""
         with self.place.autocast():
-            back = self.autoencoder.decode if self.recipe.requantised else self.autoencoder.decoder
-            return back(latent).float()
+            return self.autoencoder.decoder(latent).float()
 
-    def sample(self, iteration: int, index: int) -> tuple[int, list[Tensor], int, Tensor]:
-        """Which item, its images (none if their latents are known), the level, and the noise."""
+    def sample(self, iteration: int, index: int) -> Sample:
+        """Number ``index`` of this iteration's batch."""
         recipe = self.recipe
         number = self.order(iteration, index)
         rng, noise = (np.random.default_rng((recipe.seed, iteration, index, n)) for n in range(2))
@@ -104,8 +121,17 @@ class DenoiserTraining:
         images = []
         if number not in self.latents:
             item = self.items[number]
-            images = draw(item.squares, rng, crop=recipe.crop, varied=recipe.varied, masked=item.masked)
-        return number, images, level, torch.from_numpy(drawn + recipe.offset_noise * offset)
+            images = draw(
+                item.squares,
+                rng,
+                crop=recipe.crop,
+                varied=recipe.varied,
+                as_they_are=recipe.as_they_are,
+                masked=item.masked,
+            )
+        top, left = noise.integers(0, max(self.side - DECODED, 0) + 1, size=2)
+        whole = torch.from_numpy(drawn + recipe.offset_noise * offset)
+        return Sample(number, images, level, whole, (int(top), int(left)))
 
     def pair_of_latents(self, number: int, images: list[Tensor]) -> list[Tensor]:
         """Of radiograph and soft tissue, scaled. Images that never vary are encoded once."""
@@ -113,7 +139,7 @@ class DenoiserTraining:
             return [latent.to(self.place.device) for latent in self.latents[number]]
         latents = [self.encode(image[None].to(self.place.device))[0] for image in images]
         latents = [latent * self.diffusion.latent_scale for latent in latents]
-        if not (self.recipe.varied or self.recipe.crop):
+        if not (self.recipe.varied or self.recipe.crop or self.recipe.bones):
             self.latents[number] = [latent.cpu() for latent in latents]
         return latents
 
@@ -134,6 +160,28 @@ class DenoiserTraining:
             return prediction
         return (alpha * sample - sigma * prediction) / (alpha.square() + sigma.square())
 
+    def bones_missed(self, samples: Sequence[Sample], condition: Tensor, made: Tensor) -> Tensor:
+        """How far parts of the decoded bone images are from those of the samples."""
+        latents, true = [], []
+        factor = self.system.factor
+        for number, sample in enumerate(samples):
+            top, left = sample.corner
+            part = np.s_[:, top : top + DECODED, left : left + DECODED]
+            latents.append((condition[number][part], made[number][part]))
+            shown = np.s_[
+                :, factor * top : factor * (top + DECODED), factor * left : factor * (left + DECODED)
+            ]
+            radiograph, soft = sample.images
+            true.append(radiograph[shown] - soft[shown])
+        before, after = (
+            torch.stack(part) / self.diffusion.latent_scale for part in zip(*latents, strict=True)
+        )
+        with self.place.autocast():
+            with torch.no_grad():
+                radiographs = self.autoencoder.decoder(before)
+            bones = radiographs - self.autoencoder.decoder(after)
+        return difference(bones.float(), torch.stack(true).to(self.place.device))
+
     def step(self) -> dict[str, float]:
         """One update; returns the error and, beside it, what leaving the radiograph as it is would cost."""
         trainer, recipe = self.trainer, self.recipe
@@ -142,18 +190,21 @@ class DenoiserTraining:
         distance = F.mse_loss if recipe.error == "l2" else F.l1_loss
         for number, samples in enumerate(self.feed(trainer.iteration), 1):
             device = self.place.device
-            latents = [self.pair_of_latents(item, images) for item, images, _, _ in samples]
+            latents = [self.pair_of_latents(s.item, s.images) for s in samples]
             condition, clean = (torch.stack(members) for members in zip(*latents, strict=True))
-            level = torch.tensor([s[2] for s in samples], device=device)
-            noise = torch.stack([s[3] for s in samples]).to(device)
+            level = torch.tensor([s.level for s in samples], device=device)
+            noise = torch.stack([s.noise for s in samples]).to(device)
             noisy = wide(self.alpha[level]) * clean + wide(self.sigma[level]) * noise
             with part.portion(last=number == recipe.accumulate):
                 with self.place.autocast():
-                    prediction = self.system.denoise(part.call, noisy, condition, self.told[level])
-                error = distance(prediction.float(), self.target(clean, noise, level))
-                add(report, learn({"error": error}, 1 / recipe.accumulate))
+                    prediction = side_by_side(part.call, noisy, condition, self.told[level])
+                prediction = prediction.float()
+                terms = {"error": distance(prediction, self.target(clean, noise, level))}
+                made = self.clean(prediction, noisy, level)
+                if recipe.bones:
+                    terms["bones"] = recipe.bones * self.bones_missed(samples, condition, made)
+                add(report, learn(terms, 1 / recipe.accumulate))
             with torch.no_grad():
-                made = self.clean(prediction.detach().float(), noisy, level)
                 # A level that is nearly all noise says nothing of the clean latent by epsilon.
                 near = distance(made.clamp(-9, 9), clean)
                 unchanged = distance(condition, clean)
@@ -180,7 +231,7 @@ class DenoiserTraining:
         for number, t in enumerate(visited):
             level = torch.full((len(sample),), t, device=latent.device)
             with self.place.autocast():
-                prediction = self.system.denoise(network, sample, latent * scale, self.told[level])
+                prediction = side_by_side(network, sample, latent * scale, self.told[level])
             clean = self.clean(prediction.float(), sample, level)
             if self.diffusion.clip_start is not None:
                 limit = self.diffusion.clip_start + self.diffusion.clip_slope * (count - 1 - t)

@@ -23,6 +23,8 @@ class Shape:
     the way down and one more on the way up; ``attention``: the downsampling factors with attention of
     ``heads`` heads (the middle always has it). ``new_attention_order``: whether queries, keys and values are
     told apart before the heads (GL-LCM) or after (BS-LDM). ``groups``: of the group normalisations.
+    ``residual``: what comes out is added to the last of the inputs, the condition: an untrained network then
+    leaves the radiograph as it is, and learns the bones alone (not so in the published networks).
     """
 
     inputs: int = 8
@@ -34,6 +36,7 @@ class Shape:
     heads: int = 8
     new_attention_order: bool = False
     groups: int = 32
+    residual: bool = False
 
 
 def time_rates(width: int) -> Tensor:
@@ -169,11 +172,12 @@ class UNet(nn.Module):
     def denoise(self, x: Tensor, embedding: Tensor) -> Tensor:
         """``forward`` given the time steps' embedding (N, width)."""
         time = self.time_embed(embedding)
-        passed_on = []
+        given, passed_on = x, []
         for block in self.input_blocks:
             x = block(x, time)
             passed_on.append(x)
         x = self.middle_block(x, time)
         for block in self.output_blocks:
             x = block(torch.cat((x, passed_on.pop()), dim=1), time)
-        return self.out(x)
+        made: Tensor = self.out(x)
+        return made + given[:, -self.shape.outputs :] if self.shape.residual else made

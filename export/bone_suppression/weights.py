@@ -19,15 +19,16 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export.bone_suppression.recipes import SYSTEMS, System
+from export.bone_suppression.recipes import SYSTEMS, System, side_by_side
 from export.bone_suppression.unet import UNet
+from export.bone_suppression.vqgan import MLVQGAN
 from export.shipping import save_graph
 from pacs_node.errors import ModelError
 from pacs_node.infer.cards import Card
 
-#: What the codes are called in the graphs, and in the autoencoders.
-CODES = ("codes", "codes.embedding.weight")
-QUANTISERS = ("quantiser.", "quantizer.")
+#: What the codes are called in the graphs, and where they are in the autoencoder.
+CODES = "codes.embedding.weight"
+QUANTISER = "quantizer."
 #: Largest difference of network and graph, relative to the largest value. Both compute in float32 with the
 #: same weights, half-stored or not.
 TOLERANCE = 1e-3
@@ -129,7 +130,7 @@ class Graph:
 class Networks:
     """A model's networks with its weights, and where in its graphs those stand.
 
-    ``quantised``, ``requantised``: as in the recipe of a denoiser.
+    ``quantised``: as in the recipe of a denoiser.
     """
 
     system: System
@@ -138,7 +139,6 @@ class Networks:
     graphs: dict[str, Graph]
     places: dict[str, dict[str, str]]
     quantised: bool
-    requantised: bool
 
 
 def networks(card: Card) -> Networks:
@@ -168,31 +168,29 @@ def networks(card: Card) -> Networks:
 def _as(system: System, graphs: dict[str, Graph]) -> Networks:
     """The weights in ``graphs`` as those of ``system``. Raises OtherNetworkError."""
     with torch.device("meta"):  # shapes first: the full-size networks take gigabytes
-        autoencoder = system.make_autoencoder(system.autoencoder_shape)
-        denoiser = system.make_denoiser(system.denoiser_shape)
-    prefix = "network." if isinstance(denoiser, UNet) else ""
+        autoencoder = MLVQGAN(system.autoencoder_shape)
+        denoiser = UNet(system.denoiser_shape)
     channels, side = system.autoencoder_shape.code_dimension, 64
     latent = torch.zeros(1, channels, side, side, device="meta")
     places = {
         role: graphs[role].places(getattr(autoencoder, role), f"{role}.") for role in ("encoder", "decoder")
     }
-    places["denoiser"] = graphs["denoiser"].places(denoiser, prefix, _order(system, denoiser, latent))
+    places["denoiser"] = graphs["denoiser"].places(denoiser, "network.", _order(system, denoiser, latent))
     weights = {
         role: {name: graphs[role].read(place) for name, place in places[role].items()} for role in places
     }
-    codes = [(g, n) for g in graphs.values() for n in CODES if n in g.weights]
+    codes = [graph.read(CODES) for graph in graphs.values() if CODES in graph.weights]
     wanted = {f"{part}.{n}": w for part in ("encoder", "decoder") for n, w in weights[part].items()}
     if codes:
-        (key,) = (k for k in autoencoder.state_dict() if k.endswith((".codes", ".embedding.weight")))
-        graph, name = codes[0]
-        if graph.read(name).shape != autoencoder.state_dict()[key].shape:
-            raise OtherNetworkError(f"{len(graph.read(name))} codes")
-        wanted[key] = graph.read(name)
-    autoencoder = system.make_autoencoder(system.autoencoder_shape)
+        (key,) = (k for k in autoencoder.state_dict() if k.endswith(".embedding.weight"))
+        if codes[0].shape != autoencoder.state_dict()[key].shape:
+            raise OtherNetworkError(f"{len(codes[0])} codes")
+        wanted[key] = codes[0]
+    autoencoder = MLVQGAN(system.autoencoder_shape)
     missing = autoencoder.load_state_dict(wanted, strict=False).missing_keys
-    if strange := [name for name in missing if not name.startswith(QUANTISERS)]:
+    if strange := [name for name in missing if not name.startswith(QUANTISER)]:
         raise OtherNetworkError(f"no {strange[0]}")
-    denoiser = system.make_denoiser(system.denoiser_shape)
+    denoiser = UNet(system.denoiser_shape)
     denoiser.load_state_dict(
         {n: w.reshape(denoiser.state_dict()[n].shape) for n, w in weights["denoiser"].items()}
     )
@@ -203,7 +201,6 @@ def _as(system: System, graphs: dict[str, Graph]) -> Networks:
         graphs,
         places,
         graphs["encoder"].quantises,
-        graphs["decoder"].quantises,
     )
 
 
@@ -215,7 +212,7 @@ def _order(system: System, denoiser: nn.Module, latent: Tensor) -> list[str]:
         for name, module in denoiser.named_modules()
         if isinstance(module, nn.GroupNorm)
     ]
-    system.denoise(denoiser, latent, latent, torch.zeros(1, device="meta"))
+    side_by_side(denoiser, latent, latent, torch.zeros(1, device="meta"))
     for hook in hooks:
         hook.remove()
     return used
@@ -235,11 +232,11 @@ def _difference(card: Card, found: Networks, role: str) -> float:
         wanted = autoencoder.quantise(wanted)[0] if found.quantised else wanted
     elif role == "decoder":
         given = {"latent": latent}
-        wanted = autoencoder.decode(latent) if found.requantised else autoencoder.decoder(latent)
+        wanted = autoencoder.decoder(latent)
     else:
         time = torch.tensor([700.0])
         given = {"sample": latent, "condition": other, "timestep": time}
-        wanted = found.system.denoise(found.denoiser, latent, other, time)
+        wanted = side_by_side(found.denoiser, latent, other, time)
     session = onnxruntime.InferenceSession(str(card.path(role)), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {name: value.numpy() for name, value in given.items()})
     # A latent between two codes may take the other one by rounding: of some thousand, a few.

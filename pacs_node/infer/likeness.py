@@ -41,7 +41,8 @@ def ranks(image: Array) -> Array:
 
 @cache
 def _weights() -> Array:
-    return np.load(WEIGHTS, allow_pickle=False).astype(np.float32)
+    weights: Array = np.load(WEIGHTS, allow_pickle=False).astype(np.float32)
+    return weights
 
 
 def resemblance(image: Array) -> float:

@@ -17,9 +17,8 @@ from torch import nn  # noqa: E402
 
 from export.__main__ import main  # noqa: E402
 from export.bone_suppression import adapted, graphs, ship, unet, vqgan  # noqa: E402
-from export.bone_suppression import denoiser as present_denoiser  # noqa: E402
 from export.bone_suppression.adapt import Adapted, Request, adapt  # noqa: E402
-from export.bone_suppression.recipes import SYSTEMS, System, apart  # noqa: E402
+from export.bone_suppression.recipes import SYSTEMS, System  # noqa: E402
 from export.bone_suppression.tuning import Plan  # noqa: E402
 from export.bone_suppression.weights import networks  # noqa: E402
 from export.shipping import export_graph, save_graph, write_card  # noqa: E402
@@ -60,21 +59,23 @@ def exact_autoencoder(shape: vqgan.Shape) -> vqgan.MLVQGAN:
     return made
 
 
-def tiny(name: str) -> System:
-    """A system as small as can learn: of the present denoiser, or of the published one."""
-    own = name == "tiny-present"
-    shape = present_denoiser.Shape(widths=(16, 16, 24), time=16)
-    published = unet.Shape(
-        outputs=4, width=16, multipliers=(1, 2), blocks=1, attention=(2,), heads=2, groups=8
-    )
+def tiny() -> System:
+    """A system as small as can learn."""
     return replace(
         SYSTEMS["small"],
-        name=name,
+        name="tiny",
         size=SIDE,
         autoencoder_shape=vqgan.Shape(channels=(4,), residual=4, blocks=0, codes=16),
-        denoiser_shape=shape if own else published,
-        make_denoiser=present_denoiser.Denoiser if own else unet.UNet,
-        denoise=apart if own else SYSTEMS["small"].denoise,
+        denoiser_shape=unet.Shape(
+            outputs=4,
+            width=16,
+            multipliers=(1, 2),
+            blocks=1,
+            attention=(2,),
+            heads=2,
+            groups=8,
+            residual=True,
+        ),
     )
 
 
@@ -96,12 +97,12 @@ def model_folder(folder: Path, system: System, denoiser: nn.Module, *, half: boo
     inputs = {"sample": latent, "condition": latent, "timestep": torch.tensor([999.0, 5.0])}
     modules: dict[str, tuple[nn.Module, dict[str, torch.Tensor], str]] = {
         "encoder": (
-            graphs.Encoder(autoencoder) if quantised else ship.Encoder(autoencoder.encoder),
+            graphs.Encoder(autoencoder, quantised),
             {"image": image},
             "latent",
         ),
         "denoiser": (
-            graphs.Denoiser(denoiser, steps) if isinstance(denoiser, unet.UNet) else denoiser,
+            graphs.Denoiser(denoiser, steps),
             inputs,
             "prediction",
         ),
@@ -109,9 +110,8 @@ def model_folder(folder: Path, system: System, denoiser: nn.Module, *, half: boo
     }
     for role, (module, given, output) in modules.items():
         # The time's table and the codes are not halved, as where models are exported.
-        least = 1 + (16 * steps if isinstance(denoiser, unet.UNet) else 64)
-        export_graph(module, folder / f"{role}.onnx", given, [output], half=half, smallest=least)
-    card = ship.card("1.0.0", 1.0)
+        export_graph(module, folder / f"{role}.onnx", given, [output], half=half, smallest=1 + 16 * steps)
+    card = ship.card("1.0.0", system.diffusion | {"latent_scale": 1.0})
     card |= {"name": NAME, "full_precision": [], "input": {"size": SIDE, "range": [-1.0, 1.0], "channels": 1}}
     card["training"] |= {"pairs": {}}
     write_card(folder, card)
@@ -137,16 +137,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def systems(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("tiny-present", "tiny-published"):
-        monkeypatch.setitem(SYSTEMS, name, tiny(name))
+    monkeypatch.setitem(SYSTEMS, "tiny", tiny())
 
 
 @pytest.fixture(scope="module")
 def model(root: Path) -> Path:
     """A model that suppresses nothing yet."""
     torch.manual_seed(0)
-    system = tiny("tiny-present")
-    denoiser = system.make_denoiser(system.denoiser_shape).requires_grad_(False)
+    system = tiny()
+    denoiser = unet.UNet(system.denoiser_shape).requires_grad_(False)
     return model_folder(root / "models" / NAME, system, denoiser, half=True, quantised=False)
 
 
@@ -155,15 +154,14 @@ def site(root: Path) -> Path:
     return lay(root / "site", range(200, 204), 1.8)
 
 
-@pytest.mark.parametrize("name", ["tiny-present", "tiny-published"])
 @pytest.mark.parametrize(("half", "quantised"), [(False, True), (True, False)])
-def test_weights_are_read_back_and_written(tmp_path: Path, name: str, half: bool, quantised: bool) -> None:
-    system = tiny(name)
+def test_weights_are_read_back_and_written(tmp_path: Path, half: bool, quantised: bool) -> None:
+    system = tiny()
     torch.manual_seed(1)
-    denoiser = filled(system.make_denoiser(system.denoiser_shape))
+    denoiser = filled(unet.UNet(system.denoiser_shape))
     folder = model_folder(tmp_path / "m", system, denoiser, half=half, quantised=quantised)
     found = networks(read_card(folder))  # compares with the graphs, too
-    assert (found.system.name, found.quantised, found.requantised) == (name, quantised, False)
+    assert (found.system.name, found.quantised) == ("tiny", quantised)
     near = 1e-3 if half else 0
     for wanted, got in (
         (denoiser, found.denoiser),
@@ -186,7 +184,7 @@ def test_a_site_gets_its_own_model_and_goes_back(
     model: Path, site: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("export.bone_suppression.adapt.UNSEEN", 1)
-    plan = Plan(iterations=80, rate=4e-3, crop=48, site_looks=6)
+    plan = Plan(iterations=80, rate=4e-3, crop=48)
     request = Request(model, (site,), root / "cache", folds=2, plan=plan, phantoms=2, side=IMAGE)
     lines: list[str] = []
     out = root / "adapted" / ".aside"
@@ -279,7 +277,7 @@ def test_a_graph_that_computes_something_else_is_refused(model: Path, tmp_path: 
     graph.graph.node.insert(list(graph.graph.node).index(conv), onnx.helper.make_node("Neg", [inside], ["n"]))
     conv.input[0] = "n"
     save_graph(graph, folder / "decoder.onnx")
-    with pytest.raises(ModelError, match="tiny-present: differs by"):
+    with pytest.raises(ModelError, match="tiny: differs by"):
         networks(read_card(folder))
 
 

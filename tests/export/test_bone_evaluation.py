@@ -28,7 +28,7 @@ from pacs_node.phantom.physics import mu
 pytestmark = pytest.mark.torch
 
 TINY = Path(__file__).parent.parent / "infer" / "fixtures" / "models" / "tiny-bone"
-SHIPPED = Path(__file__).parent.parent.parent / "onnx_models" / "bone-suppression-512"
+SHIPPED = Path(__file__).parent.parent.parent / "onnx_models" / "bone-suppression-1024"
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,10 @@ from torch.nn import functional as F  # noqa: E402, N812
 
 from export.bone_suppression.features import features  # noqa: E402
 from export.bone_suppression.losses import (  # noqa: E402
+    FALSE_BONE,
     VGG16,
     Discriminator,
+    difference,
     fooled,
     ms_ssim,
     told_apart,
@@ -56,6 +58,18 @@ def test_ms_ssim_of_small_and_of_opposite_images(waves: torch.Tensor) -> None:
     assert torch.isfinite(opposite.grad).all()
     with pytest.raises(TrainingError, match="too small"):
         ms_ssim(waves[..., :8, :8], waves[..., :8, :8])
+
+
+def test_an_edge_that_is_missed_counts_more_than_a_shade() -> None:
+    true = torch.zeros(1, 1, 64, 64)
+    true[..., 20:40, :] = 1
+    blurred = F.avg_pool2d(F.pad(true, (4, 4, 4, 4), mode="replicate"), 9, 1)
+    shade = torch.full_like(true, float((blurred - true).abs().mean()))
+    assert difference(true, true) == 0
+    assert difference(true - shade, true) == pytest.approx(float(shade.mean()))  # constant: no edges in it
+    assert difference(blurred, true) > 2 * difference(true - shade, true)
+    nothing = torch.zeros_like(true)
+    assert difference(nothing + shade, nothing) == pytest.approx(FALSE_BONE * float(shade.mean()))
 
 
 def test_default_features_see_lost_structure_before_tone(waves: torch.Tensor) -> None:

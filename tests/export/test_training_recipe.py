@@ -24,12 +24,14 @@ import torch  # noqa: E402
 from export.__main__ import main  # noqa: E402
 from export.bone_suppression import recipes  # noqa: E402
 from export.bone_suppression.convert import Request, convert  # noqa: E402
-from export.bone_suppression.data import Order, Squares, draw, left_out, vary  # noqa: E402
+from export.bone_suppression.data import Order, Squares, cut, draw, left_out, opacities, vary  # noqa: E402
+from export.bone_suppression.losses import difference  # noqa: E402
 from export.bone_suppression.own import own  # noqa: E402
 from export.bone_suppression.pairs import digest  # noqa: E402
 from export.bone_suppression.pickled import read_checkpoint  # noqa: E402
 from export.bone_suppression.train import load_autoencoder, load_diffusion, plan  # noqa: E402
 from export.bone_suppression.unet import Shape, UNet  # noqa: E402
+from export.bone_suppression.weights import Graph  # noqa: E402
 from export.devices import DeviceError, Place, place  # noqa: E402
 from export.training import TrainingError, averaged, learn, run  # noqa: E402
 from pacs_node.conditions import Conditions  # noqa: E402
@@ -148,11 +150,9 @@ def test_variation_changes_bones_and_tone_but_nothing_outside_the_bones(pairs: l
         radiograph, soft, lungs = vary(planes, np.random.default_rng(seed))
         assert min(radiograph.min(), soft.min()) >= 0
         assert max(radiograph.max(), soft.max()) <= 1
-        mirrored = np.array_equal(lungs, planes[2][:, ::-1]) and not np.array_equal(lungs, planes[2])
-        where = bones[:, ::-1] if mirrored else bones
-        assert np.array_equal(radiograph[~where], soft[~where])
-        before = (planes[0] - planes[1])[:, ::-1] if mirrored else planes[0] - planes[1]
-        assert ((radiograph - soft) * before).min() >= 0
+        assert np.array_equal(lungs, planes[2])
+        assert np.array_equal(radiograph[~bones], soft[~bones])
+        assert ((radiograph - soft) * (planes[0] - planes[1])).min() >= 0
 
 
 def test_masked_samples_are_black_outside_the_lungs(pairs: list[Squares]) -> None:
@@ -174,7 +174,7 @@ def test_masked_samples_are_black_outside_the_lungs(pairs: list[Squares]) -> Non
 
 
 def test_latents_of_images_that_never_vary_are_made_once(pairs: list[Squares]) -> None:
-    training = small.denoiser(small.system(varied=False, crop=0), pairs)
+    training = small.denoiser(small.system(varied=False, crop=0, bones=0.0), pairs)
     encoded = []
     training.autoencoder.encoder.register_forward_hook(lambda *_: encoded.append(1))
     for _ in range(4):
@@ -340,6 +340,78 @@ def test_what_was_trained_here_is_converted_with_its_own_noise(tmp_path: Path, p
     assert np.isfinite(model(image, Conditions(), 0).image).all()
     with pytest.raises(TrainingError, match="check their order"):
         own(files[1], files[0])
-    small.denoiser(small.system(), pairs).trainer.save(files[1])
-    with pytest.raises(TrainingError, match="before quantisation"):
-        own(*files)
+
+
+def test_a_denoiser_of_latents_that_are_not_quantised_is_converted_as_such(
+    tmp_path: Path, pairs: list[Squares]
+) -> None:
+    files = [tmp_path / "autoencoder.pt", tmp_path / "denoiser.pt"]
+    for stage, path in zip((small.autoencoder, small.denoiser), files, strict=True):
+        stage(small.system(), pairs).trainer.save(path)
+    request = Request(*files, out=tmp_path, name="mine", variants=(), size=small.SIDE, result="subtract")
+    card = read_card(convert(request, say=lambda line: None))
+    found = own(*files)
+    assert found is not None
+    assert not found.quantised
+    assert (card.sampler.name, card.sampler.steps) == ("ddim", small.system().denoiser.steps)
+    assert not Graph(card.path("encoder")).quantises
+    bones = make(card, Settings())(pairs[0].planes[0].astype(np.float32) / 65535, Conditions(), 0).bone
+    assert bones.min() >= 0
+
+
+def test_pairs_are_cut_turned_and_shown_with_opacities_that_both_have(pairs: list[Squares]) -> None:
+    planes = [plane.astype(np.float32) / 65535 for plane in pairs[0].planes]
+    turned = 0
+    for seed in range(12):
+        parts = cut(planes, 32, np.random.default_rng(seed))
+        assert {part.shape for part in parts} == {(32, 32)}
+        alike = cut([planes[0], planes[0]], 32, np.random.default_rng(seed))
+        assert np.array_equal(alike[0], alike[1])  # a radiograph and its soft tissue stay together
+        turned += not any(
+            np.array_equal(parts[0], planes[0][y : y + 32, x : x + 32]) for y in range(33) for x in range(33)
+        )
+    assert 0 < turned < 12
+    sizes = []
+    for seed in range(40):
+        spots = opacities((512, 512), 1024, np.random.default_rng(seed))
+        assert -0.31 < spots.min() <= 0 <= spots.max() < 0.61  # several may overlap
+        sizes.append(float((spots != 0).mean()))
+    assert min(sizes) == 0 < np.median(sizes) < 0.2
+    flat = Squares("flat/0", "0", np.full((2, 64, 64), 30000, np.uint16))
+    shown = [draw(flat, np.random.default_rng(seed), varied=True) for seed in range(20)]
+    assert all(torch.equal(one, other) for one, other in shown)
+    assert max(one.std() for one, _ in shown) > 0.01
+
+
+def test_a_residual_denoiser_begins_with_the_radiograph_itself() -> None:
+    shape = replace(small.system().denoiser_shape, residual=True)
+    sample, condition = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    made = recipes.side_by_side(UNet(shape), sample, condition, torch.tensor([999.0]))
+    assert torch.equal(made, condition)
+
+
+def test_what_is_decoded_counts_for_the_denoiser(pairs: list[Squares]) -> None:
+    """The error of the decoded bones goes down the decoder into the denoiser, not into the decoder."""
+    training = small.denoiser(small.system(bones=5.0), pairs)
+    samples = [training.sample(0, index) for index in range(2)]
+    images = [torch.stack(members) for members in zip(*(s.images for s in samples), strict=True)]
+    condition = training.encode(images[0]) * training.diffusion.latent_scale
+    made = condition.clone().requires_grad_()
+    missed = training.bones_missed(samples, condition, made)  # nothing is taken away: all bones are missed
+    assert missed.item() == pytest.approx(
+        difference(torch.zeros_like(images[0]), images[0] - images[1]).item()
+    )
+    missed.backward()
+    assert made.grad.abs().max() > 0
+    assert "bones" in training.step()
+    assert "bones" not in small.denoiser(small.system(bones=0.0), pairs).step()
+    assert all(p.grad is None for p in training.autoencoder.parameters())
+
+
+def test_samples_are_as_they_are_as_often_as_was_said(pairs: list[Squares]) -> None:
+    flat = Squares("flat/0", "0", np.full((2, 64, 64), 30000, np.uint16))
+    shown = [
+        draw(flat, np.random.default_rng(seed), varied=True, as_they_are=0.5)[0].numpy() for seed in range(60)
+    ]
+    kept = sum(np.isclose(np.median(image), 30000 / 65535 * 2 - 1) for image in shown)  # but for opacities
+    assert 18 < kept < 42

@@ -30,6 +30,7 @@ def system(**changes: object) -> System:
     """1/4 of the side, 16 codes. ``changes`` are of the recipes that know them."""
     first, second = SYSTEMS["small"].autoencoder, SYSTEMS["small"].denoiser
     given = {"rate": 4e-3, "warm_up": 5, "crop": 48, "opponent_width": 4, "opponent_from": 0}
+    given |= {"batch": 4, "milestones": (), "as_they_are": 0.0}
     both = {**given, "unquantised": 1, **changes}
     return replace(
         SYSTEMS["small"],
@@ -39,7 +40,7 @@ def system(**changes: object) -> System:
             outputs=4, width=16, multipliers=(1, 2), blocks=1, attention=(2,), heads=2, groups=8
         ),
         autoencoder=replace(first, **{k: v for k, v in both.items() if hasattr(first, k)}),
-        denoiser=replace(second, **{"batch": 4} | {k: v for k, v in both.items() if hasattr(second, k)}),
+        denoiser=replace(second, **{k: v for k, v in both.items() if hasattr(second, k)}),
     )
 
 
@@ -67,7 +68,7 @@ def autoencoder(chosen: System, given: list[Squares], here: Place = HERE) -> Aut
 def denoiser(chosen: System, given: list[Squares], here: Place = HERE) -> DenoiserTraining:
     """The second stage on an autoencoder that has learnt nothing."""
     torch.manual_seed(5)
-    return DenoiserTraining(chosen, given, chosen.make_autoencoder(chosen.autoencoder_shape), place=here)
+    return DenoiserTraining(chosen, given, vqgan.MLVQGAN(chosen.autoencoder_shape), place=here)
 
 
 def several_steps(here: Place, given: list[Squares], steps: int = 3) -> dict[str, torch.Tensor]:

@@ -43,14 +43,14 @@ def test_bone_suppression_takes_bone_from_a_phantom(models: dict, patient: Phant
     assert (result.image <= patient.radiograph + 1e-6).all()
 
 
-def test_bone_suppression_gains_on_dual_energy(models: dict, data_dir: Path) -> None:
-    for path in sorted((data_dir / "des_szch" / "cxr").iterdir()):
-        soft = cv2.imread(str(data_dir / "des_szch" / "soft_tissue" / path.name), cv2.IMREAD_GRAYSCALE)
-        radiograph = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
-        truth = soft.astype(np.float32) / 255
-        result = models[Task.BONE_SUPPRESSION](radiograph, Conditions(), 0)
-        gain = psnr(result.image, truth) - psnr(radiograph, truth)
-        assert gain > 0.5, f"{path.name}: {gain:.2f} dB"
+@pytest.mark.parametrize("name", ["JPCLN127.jpg", "JPCLN131.jpg", "JPCNN009.jpg"])
+def test_bone_suppression_gains_on_pairs_that_were_left_out(models: dict, data_dir: Path, name: str) -> None:
+    radiograph, truth = (
+        cv2.imread(str(data_dir / "jsrt_bse" / part / name), cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
+        for part in ("cxr", "soft_tissue")
+    )
+    result = models[Task.BONE_SUPPRESSION](radiograph, Conditions(), 0)
+    assert psnr(result.image, truth) > psnr(radiograph, truth) + 1
 
 
 def test_restoration_cleans_a_noisy_phantom(models: dict, patient: PhantomImages) -> None:

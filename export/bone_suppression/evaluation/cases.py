@@ -20,8 +20,6 @@ Array = np.ndarray
 SIDE = 1024
 #: The field that a frontal radiograph shows along its longer side, where nothing says it, in mm.
 FIELD_MM = 370.0
-#: The first model's autoencoder saw the first files of ChestX-ray14 (by name) of every patient.
-FIRST_SEEN = 300
 TITLES = {
     "des_szch": "SZCH dual energy",
     "jsrt_bse": "JSRT (algorithmic)",
@@ -108,16 +106,20 @@ def words(chosen: Sequence[Case]) -> str:
 
 
 def radiographs(data: Path, count: int) -> list[nih.Record]:
-    """Up to ``count`` frontal radiographs of ChestX-ray14, both views alike, of patients in its test part.
+    """``count`` frontal radiographs of ChestX-ray14, both views alike, of patients in its test part.
 
-    Bone suppression learns from its training part alone, and what the first model saw is left out as well.
-    One radiograph a patient; none where the set is not there.
+    Bone suppression learns from its training part alone. One radiograph of each patient and view; where there
+    are too few of those a second one, and so on. None where the set is not there.
     """
     if not (data / "nih_cxr14").is_dir():
         return []
-    records = sorted(nih.read_records(data), key=lambda r: r.path.name)
-    unseen = {r.patient: r for r in reversed(nih.select(records[FIRST_SEEN:], "test"))}
-    seen = {r.patient for r in records[:FIRST_SEEN]}
-    of_view = [[r for r in unseen.values() if r.view == v and r.patient not in seen] for v in ("PA", "AP")]
-    chosen = [r for group in of_view for r in sorted(group, key=lambda r: r.path.name)[: count // 2]]
+    chosen: list[nih.Record] = []
+    for view in ("PA", "AP"):
+        turns: dict[str, int] = {}
+        ordered = []
+        for record in sorted(nih.select(nih.read_records(data), "test"), key=lambda r: r.path.name):
+            if record.view == view:
+                turns[record.patient] = turns.get(record.patient, 0) + 1
+                ordered.append((turns[record.patient], record.path.name, record))
+        chosen += [record for _, _, record in sorted(ordered, key=lambda o: o[:2])[: count // 2]]
     return sorted(chosen, key=lambda r: r.path.name)

@@ -28,8 +28,8 @@ Energy of waves in the lungs whose normals lie within 50 degrees of the vertical
 filters, two phases): shadows, with periods of 16, 22 and 30 mm, and edges, of 4 and 6 mm. Left: after
 suppression over before, median [95%, bootstrap over patients]; beside it what the pair's truth leaves,
 since vessels and other soft tissue run that way too. The control are shadows along the body's axis, which
-ribs do not make. ChestX-ray14: one radiograph of each patient, of patients that no training of bone
-suppression saw; {lost} more without lung fields found."""
+ribs do not make. ChestX-ray14: {count} radiographs, of patients that no training of bone suppression saw;
+in {lost} of them no lung fields were found."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ def run(bench: Bench) -> Part:
             figures[source] = figures_of(kept, words(cases))
             lines.append(row(TITLES.get(source, source), figures[source]))
     unseen, lost = [], 0
-    for record in radiographs(bench.data, bench.most or COUNT):
+    chosen = radiographs(bench.data, bench.most or COUNT)
+    for record in chosen:
         image = grey(record)
         reading = read(bench, record.path.stem, record.patient, image, image, None)
         lost += reading is None
@@ -169,7 +170,7 @@ def run(bench: Bench) -> Part:
             figures[f"nih_cxr14_{view}"] = figures_of(of_view, "no")
             lines.append(row(f"ChestX-ray14, {view}", figures[f"nih_cxr14_{view}"]))
     heads = ["source", "images", "trained on", "shadows left", "of the truth", "edges left", "of the truth"]
-    text = f"{NOTE.format(lost=lost)}\n\n{table([*heads, 'control left'], lines)}"
+    text = f"{NOTE.format(count=len(chosen), lost=lost)}\n\n{table([*heads, 'control left'], lines)}"
     worst = sorted(unseen, key=lambda u: -u[1].after["shadows"])[:WORST]
     tiles = [pictured(bench, record, reading) for record, reading in worst]
     rows = [[*tiles[i], *(tiles[i + 1] if i + 1 < len(tiles) else [])] for i in range(0, len(tiles), 2)]
