@@ -22,15 +22,15 @@ python -m export train bone_suppression --stage denoiser --iterations 2650 --pai
 --phantoms 24; on from there for 3,380 iterations with --pairs des_szch and --pairs des_gusarev several \
 times beside them and --set as_they_are=0.5; python -m export onnx bone_suppression"""
 LIMITS = [
-    "Bones are weakened, not always removed: the spine, the ribs at their ends and behind heart and diaphragm "
-    "least. The figures tell how much on which source.",
+    "Bones are weakened, not always removed: the spine, the ribs at their ends and behind heart and "
+    "diaphragm least. The figures tell how much on which source.",
     "It does not reach BS-LDM trained on 592 dual-energy pairs of one hospital (31.95 dB there); it learnt "
-    "from six. On films of makers that it has not seen, try it beside the original first, and adapt it to the "
-    "site: python -m export adapt bone-suppression --pairs DIR.",
+    "from six. On films of makers that it has not seen, try it beside the original first, and adapt it to "
+    "the site: python -m export adapt bone-suppression --pairs DIR.",
     "Nodules and other opacities are weakened, too, those under bones most: see the figures.",
-    "Whatever looks like bone may be weakened: calcified nodules, pleural plaques, lines and devices. Always "
-    "read beside the original.",
-    "Works at 1024 x 1024; finer detail of the native matrix is kept, bone texture finer than that stays too.",
+    "Whatever looks like bone may be weakened: calcified nodules, pleural plaques, lines and devices. "
+    "Always read beside the original.",
+    "Works at 1024 x 1024; finer detail of the native matrix is kept, finer bone texture stays, too.",
 ]
 SIZE = system(SYSTEM).size
 NAME = f"bone-suppression-{SIZE}"
