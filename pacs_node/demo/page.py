@@ -239,7 +239,8 @@ def _sampling(done: dict[str, Any]) -> str:
     """Sampler and steps of a result, as far as it has them."""
     parameters = done.get("parameters", {})
     said = [str(parameters["sampler"]).upper()] if parameters.get("sampler") else []
-    said += [f"{parameters['steps']} steps"] if parameters.get("steps") else []
+    if steps := parameters.get("steps"):
+        said.append(f"{steps} step{'' if steps == 1 else 's'}")
     return " ".join(said)
 
 

@@ -178,5 +178,7 @@ def _sampling() -> dict[str, str]:
         return said
     for card in cards:
         if card.sampler is not None:
-            said[card.task.value] = f"{card.sampler.steps} {card.sampler.name} steps"
+            said[card.task.value] = (
+                f"{card.sampler.steps} {card.sampler.name} step{'' if card.sampler.steps == 1 else 's'}"
+            )
     return said
