@@ -111,8 +111,8 @@ def describe(adapted: Adapted, name: str, version: str) -> Card:
     training["notes"] = [
         *training.get("notes", []),
         f"Adapted: the denoiser alone, {plan.iterations} iterations of {plan.batch} at {plan.rate:g}, half "
-        "of the samples the site's (half of them as they are, half with other bones and tone), half "
-        "phantoms and what the site replayed.",
+        "of the samples the site's, half phantoms and what the site replayed; "
+        f"{plan.as_they_are:.0%} of both with the bones and tone that they have, the others varied.",
     ]
     training["pairs"] = training.get("pairs", {}) | dict.fromkeys({p.group for p in adapted.site}, "all")
     limits["texts"] = [

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pacs_node.words import counted
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -105,7 +107,7 @@ def _check(path: Path | None, *, as_json: bool) -> int:
                 typer.echo(line)
         warnings = len(problems) - errors
         if problems:
-            typer.echo(f"{_count(errors, 'error')}, {_count(warnings, 'warning')}")
+            typer.echo(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
     return 2 if errors else 0
 
 
@@ -129,10 +131,6 @@ def _print(problems: Sequence[Problem]) -> None:
         )
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def summary(config: Config) -> list[str]:
     """What a node of this configuration would do, in a few lines."""
     from pacs_node.route.explain import where
@@ -142,7 +140,7 @@ def summary(config: Config) -> list[str]:
     lines = [
         f"Listens as {config.node.ae_title} on {receive.host}, port {receive.port}; may be called by "
         f"{callers}.",
-        f"Keeps everything in {config.node.state_dir}, for {_count(config.retention.days, 'day')} after "
+        f"Keeps everything in {config.node.state_dir}, for {counted(config.retention.days, 'day')} after "
         "delivery.",
     ]
     for number, rule in enumerate(config.rules, 1):

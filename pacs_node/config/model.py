@@ -329,6 +329,10 @@ class Retry(Section):
         description="Attempts before a delivery is given up as a dead letter (600 is about four days).",
     )
 
+    def wait(self, attempt: int) -> float:
+        """Seconds from an attempt, the first being 1, to the next."""
+        return min(self.max_seconds, self.first_seconds * 2.0 ** min(attempt - 1, 30))
+
 
 class Deliver(Section):
     """Delivery of results and originals."""

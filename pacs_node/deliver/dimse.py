@@ -121,13 +121,7 @@ class DicomDestination:
                 STORAGE_COMMITMENT,
                 WELL_KNOWN_INSTANCE,
             )
-            code = status.get("Status")
-            if code is None:
-                raise DeliveryError(self.name, "no answer to the storage commitment request")
-            if code != 0 and not is_warning(code):
-                words, transient = meaning(code)
-                reason = f"the storage commitment request was answered {words}"
-                raise DeliveryError(self.name, reason, transient=transient)
+            self._check(status, "the storage commitment request")
             deadline = time.monotonic() + _REPORT_SECONDS
             while time.monotonic() < deadline and association.is_established:
                 if ledger.answer(transaction) is not None:
@@ -151,13 +145,16 @@ class DicomDestination:
             status, _ = association.send_n_event_report(
                 information, event_type, STORAGE_COMMITMENT, WELL_KNOWN_INSTANCE
             )
+        self._check(status, "the report on storage commitment")
+
+    def _check(self, status: Dataset, what: str) -> None:
+        """Raises DeliveryError unless ``what`` was answered by success or a warning."""
         code = status.get("Status")
         if code is None:
-            raise DeliveryError(self.name, "no answer to the report on storage commitment")
+            raise DeliveryError(self.name, f"no answer to {what}")
         if code != 0 and not is_warning(code):
             words, transient = meaning(code)
-            reason = f"the report on storage commitment was answered {words}"
-            raise DeliveryError(self.name, reason, transient=transient)
+            raise DeliveryError(self.name, f"{what} was answered {words}", transient=transient)
 
     def look_for_report(self, transaction: str, ledger: Ledger) -> bool:
         """As ``Committing``: it comes by itself."""

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ class OrthancDestination:
             api = self._api()
         except OrthancError as error:
             raise DeliveryError(self.name, str(error)) from error
-        try:
+        with closing(api):
             for path in paths:
                 try:
                     self._deliver(api, read_file(path))
@@ -61,22 +62,17 @@ class OrthancDestination:
                     failures.add(path, Failure(path.name, error.strerror or str(error), transient=True))
                 else:
                     failures.taken(path)
-        finally:
-            api.close()
         failures.raise_if_any()
 
     def echo(self) -> str:
         settings = self._settings
         try:
-            api = self._api()
-            try:
+            with closing(self._api()) as api:
                 system = api.get("/system")
                 if settings.modality:
                     api.post(f"/modalities/{escaped(settings.modality)}/echo", {})
                 if settings.server and settings.server not in api.get("/dicom-web/servers"):
                     raise OrthancError(404, f"no such DicomWeb server: {settings.server}")
-            finally:
-                api.close()
         except OrthancError as error:
             raise DeliveryError(self.name, str(error)) from error
         onward = settings.modality or settings.server
@@ -95,8 +91,7 @@ class OrthancDestination:
             "Timeout": int(self._settings.timeout),
         }
         try:
-            api = self._api()
-            try:
+            with closing(self._api()) as api:
                 if "storage-commitment" not in api.get(modality):
                     reason = "this Orthanc cannot ask for storage commitment. Update it, or remove commitment"
                     raise DeliveryError(self.name, reason, transient=False)
@@ -109,8 +104,6 @@ class OrthancDestination:
                     and time.monotonic() < deadline
                 ):
                     time.sleep(0.1)
-            finally:
-                api.close()
         except OrthancError as error:
             if error.code == _NO_PRESENTATION_CONTEXT:
                 reason = "does not offer Storage Commitment. Enable it there, or set commitment: false"
@@ -122,11 +115,8 @@ class OrthancDestination:
     def look_for_report(self, transaction: str, ledger: Ledger) -> bool:
         """As ``Committing``: Orthanc has it."""
         try:
-            api = self._api()
-            try:
+            with closing(self._api()) as api:
                 return self._fetch_report(api, transaction, ledger)
-            finally:
-                api.close()
         except (OrthancError, OSError) as error:  # of the ledger: a full disk
             log.info("%s: the report on storage commitment cannot be fetched yet: %s", self.name, error)
             return True

@@ -27,6 +27,7 @@ from pacs_node.dicom.report_text import report_text
 from pacs_node.errors import ModelError
 from pacs_node.infer import Card, Catalog
 from pacs_node.tasks import Task
+from pacs_node.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +241,7 @@ def _sampling(done: dict[str, Any]) -> str:
     parameters = done.get("parameters", {})
     said = [str(parameters["sampler"]).upper()] if parameters.get("sampler") else []
     if steps := parameters.get("steps"):
-        said.append(f"{steps} step{'' if steps == 1 else 's'}")
+        said.append(counted(steps, "step"))
     return " ".join(said)
 
 

@@ -26,6 +26,7 @@ from pacs_node.infer import Catalog
 from pacs_node.phantom import dicom as phantom
 from pacs_node.pipeline.files import collect
 from pacs_node.tasks import Task
+from pacs_node.words import counted
 
 PAGE, LOG, MARKER, SENT, RECEIVED = "index.html", "node.log", ".pacs-node-demo", "sent", "received"
 SEED = 3
@@ -178,7 +179,5 @@ def _sampling() -> dict[str, str]:
         return said
     for card in cards:
         if card.sampler is not None:
-            said[card.task.value] = (
-                f"{card.sampler.steps} {card.sampler.name} step{'' if card.sampler.steps == 1 else 's'}"
-            )
+            said[card.task.value] = counted(card.sampler.steps, f"{card.sampler.name} step")
     return said

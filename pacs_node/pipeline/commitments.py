@@ -54,7 +54,7 @@ class CommitmentReports:
             return told
         retry, attempt = self._current().deliver.retry, int(payload["attempt"])
         if told["transient"] and attempt < retry.attempts:
-            delay = min(retry.max_seconds, retry.first_seconds * 2 ** min(attempt - 1, 30))
+            delay = retry.wait(attempt)
             run.enqueue(_job(payload["name"], payload | {"attempt": attempt + 1}, delay))
             return told | {"next_in_seconds": delay}
         raise DeliveryError(told["requester"], told["reason"], transient=False)

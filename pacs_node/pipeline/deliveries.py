@@ -71,7 +71,7 @@ class Deliveries:
         if sent["delivered"] or "unwanted" in sent:
             return sent
         if sent["transient"] and attempt < retry.attempts:
-            delay = min(retry.max_seconds, retry.first_seconds * 2 ** min(attempt - 1, 30))
+            delay = retry.wait(attempt)
             self.enqueue(run, file, name, payload["priority"], attempt + 1, delay)
             return sent | {"next_in_seconds": delay}
         # A dead letter: it stays as a failed job, with its file, until someone retries or cancels it. When it
@@ -123,9 +123,8 @@ class Deliveries:
         ledger = self._node.commitments
         if not ledger.knows(transaction):
             return {"forgotten": True, "delivered": False}
-        answer = ledger.answer(transaction)
         try:
-            if answer is None and not self._look(name, transaction):
+            if ledger.answer(transaction) is None and not self._look(name, transaction):
                 reason = "whoever was to report on the storage commitment has forgotten the request"
                 raise DeliveryError(name, reason)
         except DeliveryError as error:

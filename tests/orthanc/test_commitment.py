@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pacs_node.engine.job import Job
 from tests.commitment_peer import Peer, report, send_report
 from tests.orthanc.harness import Orthanc, section, until
 from tests.pipeline.conftest import chest
@@ -51,12 +50,8 @@ class Site:
     def _judge(self, uids: list[str]) -> dict[str, int] | None:
         return self.verdicts.pop(0)(uids) if self.verdicts else {}
 
-    def deliveries(self) -> list[Job]:
-        """In the order in which they were enqueued."""
-        return sorted(self.bench.jobs("deliver/").values(), key=lambda job: job.created)
-
     def committed(self) -> bool:
-        return any((job.result or {}).get("committed") for job in self.deliveries())
+        return any((job.result or {}).get("committed") for job in self.bench.deliveries())
 
 
 @pytest.fixture
@@ -103,14 +98,14 @@ def test_it_is_sent_again_until_the_modality_has_committed(
     image = chest()
     site.bench.receive(image)
     working(site)
-    until(site.committed, lambda: site.deliveries())
+    until(site.committed, lambda: site.bench.deliveries())
     assert site.peer.stored == [image.SOPInstanceUID] * 3
     assert len({request.TransactionUID for request in site.peer.requests}) == 3
-    results = [job.result for job in site.deliveries() if job.result and "waiting" not in job.result]
+    results = [job.result for job in site.bench.deliveries() if job.result and "waiting" not in job.result]
     assert [result["delivered"] for result in results] == [False, False, True]
     assert "0x0213 resource limitation" in results[0]["reason"]
     assert "no report" in results[1]["reason"]
-    assert {job.status for job in site.deliveries()} == {"done"}
+    assert {job.status for job in site.bench.deliveries()} == {"done"}
 
 
 def test_a_report_that_comes_late_is_fetched_and_a_lasting_refusal_is_a_dead_letter(
@@ -121,17 +116,17 @@ def test_a_report_that_comes_late_is_fetched_and_a_lasting_refusal_is_a_dead_let
     image = chest()
     site.bench.receive(image)
     working(site)
-    until(lambda: any("waiting" in (job.result or {}) for job in site.deliveries()))
+    until(lambda: any("waiting" in (job.result or {}) for job in site.bench.deliveries()))
     (request,) = site.peer.requests
     refused = {str(image.SOPInstanceUID): 0x0122}
     assert send_report(site.orthanc.dicom, *report(request, refused), called_ae="ORTHANC") == 0
-    until(lambda: site.deliveries()[-1].status == "failed", lambda: site.deliveries())
-    dead = site.deliveries()[-1]
+    until(lambda: site.bench.deliveries()[-1].status == "failed", lambda: site.bench.deliveries())
+    dead = site.bench.deliveries()[-1]
     assert "not committed, 0x0122 SOP class not supported" in str(dead.error)
     # Retried, it is sent again and not judged by the same report.
     with site.bench.client() as client:
         client.retry(dead.id)
-    until(site.committed, lambda: site.deliveries())
+    until(site.committed, lambda: site.bench.deliveries())
     assert site.peer.stored == [image.SOPInstanceUID] * 2
 
 
@@ -144,15 +139,15 @@ def test_an_orthanc_that_has_forgotten_the_request_is_asked_again(
     image = chest()
     site.bench.receive(image)
     working(site)
-    until(lambda: any("waiting" in (job.result or {}) for job in site.deliveries()))
+    until(lambda: any("waiting" in (job.result or {}) for job in site.bench.deliveries()))
     site.orthanc.kill()
     site.orthanc.start()
-    until(site.committed, lambda: site.deliveries())
+    until(site.committed, lambda: site.bench.deliveries())
     assert any(
-        "has forgotten the request" in (job.result or {}).get("reason", "") for job in site.deliveries()
+        "has forgotten the request" in (job.result or {}).get("reason", "") for job in site.bench.deliveries()
     )
     assert len(site.peer.requests) == 2
-    assert {job.status for job in site.deliveries()} == {"done"}
+    assert {job.status for job in site.bench.deliveries()} == {"done"}
 
 
 def test_a_modality_without_commitment_is_told(
@@ -161,8 +156,8 @@ def test_a_modality_without_commitment_is_told(
     site = make_site(offers_commitment=False)
     site.bench.receive(chest())
     working(site)
-    until(lambda: [job for job in site.deliveries() if job.status == "failed"])
-    assert "does not offer Storage Commitment" in str(site.deliveries()[-1].error)
+    until(lambda: [job for job in site.bench.deliveries() if job.status == "failed"])
+    assert "does not offer Storage Commitment" in str(site.bench.deliveries()[-1].error)
     assert len(site.peer.stored) == 1
 
 

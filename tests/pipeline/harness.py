@@ -108,6 +108,10 @@ class Bench:
         with self.client() as client:
             return {job.id: job for job in client.find(prefix=prefix or None)}
 
+    def deliveries(self) -> list[Job]:
+        """The jobs that deliver, in the order in which they were enqueued."""
+        return sorted(self.jobs("deliver/").values(), key=lambda job: job.created)
+
     def delivered(self) -> dict[str, bytes]:
         """What lies in the destination folder: SOP Instance UID to the file's bytes."""
         return {path.stem: path.read_bytes() for path in (self.folder / "delivered").rglob("*.dcm")}

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from pacs_node.config import load
-from pacs_node.engine.job import Job
 from pacs_node.receive.commitment_scp import Commitments
 from pacs_node.receive.scp import Receiver
 from tests.commitment_peer import Peer, report, send_report
@@ -44,10 +43,6 @@ class Site:
     def _judge(self, uids: list[str]) -> dict[str, int] | None:
         return self.verdicts.pop(0)(uids) if self.verdicts else {}
 
-    def deliveries(self) -> list[Job]:
-        """In the order in which they were enqueued."""
-        return sorted(self.bench.jobs("deliver/").values(), key=lambda job: job.created)
-
     def stop(self) -> None:
         self.peer.stop()
         self.receiver.stop()
@@ -76,19 +71,19 @@ def test_it_is_sent_again_until_it_is_committed(site: Site) -> None:
     site.bench.work_off()
     assert len(site.peer.stored) == 3
     assert len({request.TransactionUID for request in site.peer.requests}) == 3
-    results = [job.result for job in site.deliveries() if job.result and "waiting" not in job.result]
+    results = [job.result for job in site.bench.deliveries() if job.result and "waiting" not in job.result]
     assert [result["delivered"] for result in results] == [False, False, True]
     assert "0x0213 resource limitation" in results[0]["reason"]
     assert "no report" in results[1]["reason"]
     assert results[2]["committed"]
-    assert {job.status for job in site.deliveries()} == {"done"}
+    assert {job.status for job in site.bench.deliveries()} == {"done"}
 
 
 def test_a_lasting_refusal_is_a_dead_letter_with_its_reason(site: Site) -> None:
     site.verdicts = [lambda uids: dict.fromkeys(uids, 0x0122)]
     key = site.bench.receive(chest())
     site.bench.work_off()
-    job = site.deliveries()[-1]
+    job = site.bench.deliveries()[-1]
     assert job.status == "failed"
     assert "not committed, 0x0122 SOP class not supported" in str(job.error)
     assert str(chest().SOPInstanceUID) in str(job.error)
@@ -101,18 +96,20 @@ def test_a_dead_letter_that_is_retried_is_sent_again(site: Site) -> None:
     site.bench.receive(chest())
     child = site.bench.work()
     try:
-        _until(lambda: any(job.status == "done" and "waiting" in job.result for job in site.deliveries()))
+        _until(
+            lambda: any(job.status == "done" and "waiting" in job.result for job in site.bench.deliveries())
+        )
         (request,) = site.peer.requests
         uid = str(request.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
         assert send_report(site.port, *report(request, {uid: 0x0122})) == 0
-        _until(lambda: site.deliveries()[-1].status == "failed")
+        _until(lambda: site.bench.deliveries()[-1].status == "failed")
         with site.bench.client() as client:
-            client.retry(site.deliveries()[-1].id)
-        _until(lambda: (site.deliveries()[-1].result or {}).get("committed"))
+            client.retry(site.bench.deliveries()[-1].id)
+        _until(lambda: (site.bench.deliveries()[-1].result or {}).get("committed"))
     finally:
         assert child.stop() == 0
     assert len(site.peer.stored) == 2
-    assert {job.status for job in site.deliveries()} == {"done"}
+    assert {job.status for job in site.bench.deliveries()} == {"done"}
 
 
 def _until(condition: Callable[[], Any]) -> None:
@@ -132,7 +129,7 @@ def test_a_report_that_comes_while_the_worker_is_dead_counts(site: Site) -> None
     information, kind = report(request, {})
     assert send_report(site.port, information, kind) == 0
     site.bench.work_off()
-    assert site.deliveries()[-1].result == {"delivered": True, "committed": True}
+    assert site.bench.deliveries()[-1].result == {"delivered": True, "committed": True}
     assert len(site.peer.stored) == 1
     assert len(site.peer.requests) == 1
 
@@ -143,7 +140,7 @@ def test_killed_between_request_and_record_it_asks_again(site: Site) -> None:
     boundary = f"deliver/{key}/received/PEER/1 request commitment: done, not recorded"
     assert site.bench.work(kill_at=boundary).wait() == -9
     site.bench.work_off()
-    assert site.deliveries()[-1].result == {"delivered": True, "committed": True}
+    assert site.bench.deliveries()[-1].result == {"delivered": True, "committed": True}
     assert len(site.peer.stored) == 1
     assert len(site.peer.requests) == 2
 
@@ -158,14 +155,14 @@ def test_waiting_for_reports_holds_up_nothing(site: Site) -> None:
     child = site.bench.work()
     try:
         while True:
-            done = [job for job in site.deliveries() if job.result and job.result.get("committed")]
+            done = [job for job in site.bench.deliveries() if job.result and job.result.get("committed")]
             if len(done) == len(keys) - waiting:
                 break
             assert time.monotonic() - began < 240
             time.sleep(0.2)
         for request in list(site.peer.requests):
             send_report(site.port, *report(request, {}))
-        while len([j for j in site.deliveries() if j.result and j.result.get("committed")]) < len(keys):
+        while len([j for j in site.bench.deliveries() if j.result and j.result.get("committed")]) < len(keys):
             assert time.monotonic() - began < 240
             time.sleep(0.2)
     finally:

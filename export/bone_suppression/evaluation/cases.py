@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,13 +114,15 @@ def radiographs(data: Path, count: int) -> list[nih.Record]:
     """
     if not (data / "nih_cxr14").is_dir():
         return []
+    by_name = sorted(nih.select(nih.read_records(data), "test"), key=lambda r: r.path.name)
     chosen: list[nih.Record] = []
     for view in ("PA", "AP"):
-        turns: dict[str, int] = {}
-        ordered = []
-        for record in sorted(nih.select(nih.read_records(data), "test"), key=lambda r: r.path.name):
-            if record.view == view:
-                turns[record.patient] = turns.get(record.patient, 0) + 1
-                ordered.append((turns[record.patient], record.path.name, record))
-        chosen += [record for _, _, record in sorted(ordered, key=lambda o: o[:2])[: count // 2]]
+        of_view = [record for record in by_name if record.view == view]
+        seen: Counter[str] = Counter()
+        turns = []
+        for record in of_view:
+            seen[record.patient] += 1
+            turns.append(seen[record.patient])
+        ordered = sorted(zip(turns, of_view, strict=True), key=lambda pair: pair[0])  # stays by name within
+        chosen += [record for _, record in ordered[: count // 2]]
     return sorted(chosen, key=lambda r: r.path.name)
