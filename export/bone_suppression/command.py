@@ -139,7 +139,7 @@ def adapt_options(one: ArgumentParser) -> None:
     one.add_argument("--model", type=Path, metavar="FOLDER", help=f"what to begin with; default {FOLDER}")
     one.add_argument("--replay", type=Path, action="append", default=[], metavar="DIR", help="other pairs")
     one.add_argument("--minutes", type=float, default=45.0, help="for all of it, the folds included")
-    one.add_argument("--iterations", type=int, default=250, help="of each fold and of the model, at most")
+    one.add_argument("--iterations", type=int, default=1000, help="of each fold and of the model, at most")
     one.add_argument("--rate", type=float, default=3e-4, help="of learning")
     one.add_argument("--folds", type=int, default=4, help="times that patients are left out to measure")
     one.add_argument("--name", help="of the model, a number is added; default: the one it begins with, -site")
@@ -263,7 +263,7 @@ def pairs(arguments: Namespace) -> None:
 
 
 def own_folders(data: Path) -> list[Path]:
-    """The project's own training pairs. The SZCH pairs are for validation alone."""
+    """What is trained on unless something else is said; the SZCH pairs are left to measure with."""
     return [data / "jsrt_bse", data / "des_gusarev"]
 
 

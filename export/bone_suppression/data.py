@@ -19,6 +19,8 @@ from pacs_node.phantom import Phantom
 Array = np.ndarray
 #: One patient in this many is left out of training, to validate.
 HELD_OUT = 8
+#: What an opacity adds at least where it is seen, as a share of the range from black to white.
+SEEN = 0.01
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,16 @@ def vary(planes: Sequence[Array], rng: np.random.Generator) -> list[Array]:
     return [*images, *planes[2:]]
 
 
+@dataclass(frozen=True)
+class Example:
+    """Images (1, H, W) in [-1, 1]: a radiograph and, if it has one, its soft tissue. ``opacities``: where
+    such were added to both, (1, H, W) in [0, 1].
+    """
+
+    images: list[Tensor]
+    opacities: Tensor
+
+
 def draw(
     squares: Squares,
     rng: np.random.Generator,
@@ -253,8 +265,8 @@ def draw(
     varied: bool = False,
     as_they_are: float = 0.0,
     masked: bool = False,
-) -> list[Tensor]:
-    """The images of one example (1, crop, crop) in [-1, 1]: the whole square if ``crop`` is 0.
+) -> Example:
+    """One example of ``crop`` pixels a side: the whole square if that is 0.
 
     ``varied``: with opacities, mirrored or not, and all but the share ``as_they_are`` also cut and varied as
     ``cut`` and ``vary`` do. ``masked``: black outside the lungs, as GL-LCM's local path sees a radiograph.
@@ -266,10 +278,13 @@ def draw(
     elif crop:
         top, left = rng.integers(0, whole - crop + 1, size=2)
         planes = [plane[top : top + crop, left : left + crop] for plane in planes]
+    added = np.zeros_like(planes[0])
     if varied:
         added = opacities(planes[0].shape, whole, rng)
         planes = [*(np.clip(image + added, 0, 1) for image in planes[:2]), *planes[2:]]
-    if varied and rng.random() < 0.5:
-        planes = [plane[:, ::-1] for plane in planes]
     images = [image * planes[2] for image in planes[:2]] if masked else planes[:2]
-    return [from_numpy(np.ascontiguousarray(image)[None] * 2 - 1) for image in images]
+    both = [*(image * 2 - 1 for image in images), np.minimum(np.abs(added) / SEEN, 1)]
+    if varied and rng.random() < 0.5:
+        both = [image[:, ::-1] for image in both]
+    *shown, where = (from_numpy(np.ascontiguousarray(image)[None]) for image in both)
+    return Example(shown, where)

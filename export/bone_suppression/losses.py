@@ -20,7 +20,8 @@ from export.training import TrainingError
 #: Exponents of the scales of MS-SSIM, from the finest on (Wang et al., section 3.2).
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, DEVIATION = 11, 1.5
-FALSE_BONE = 3.0
+#: How much more than others an error counts that takes away from an opacity.
+PROTECTION = 4.0
 
 
 def ms_ssim(image: Tensor, reference: Tensor, span: float = 2.0) -> Tensor:
@@ -56,13 +57,14 @@ def ms_ssim(image: Tensor, reference: Tensor, span: float = 2.0) -> Tensor:
     return result
 
 
-def difference(made: Tensor, true: Tensor, reach: int = 4) -> Tensor:
+def difference(made: Tensor, true: Tensor, opacities: Tensor | None = None, reach: int = 4) -> Tensor:
     """Between two bone images (N, 1, H, W): the mean error of their values, and of how they change over
-    ``reach`` pixels down and across, where a rib's edge is. What is taken for bone where there is none counts
-    ``FALSE_BONE`` times: it may be a nodule.
+    ``reach`` pixels down and across, where a rib's edge is. Where ``opacities`` (of the same shape, in
+    [0, 1]) is 1, what is taken for bone and is none counts ``PROTECTION`` times.
     """
     error = made - true
-    error = torch.where((error > 0) & (true < 0.01), FALSE_BONE * error, error)
+    if opacities is not None:
+        error = torch.where(error > 0, (1 + (PROTECTION - 1) * opacities) * error, error)
     down, across = error[..., reach:, :] - error[..., :-reach, :], error[..., reach:] - error[..., :-reach]
     return error.abs().mean() + down.abs().mean() + across.abs().mean()
 

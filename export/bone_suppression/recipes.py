@@ -79,9 +79,9 @@ class DenoiserRecipe(Recipe):
     """Latent diffusion. ``error``: "l2" or "l1" of what is predicted; ``offset_noise``: noise constant over a
     channel's plane, as a share of the rest; ``late``: share of the samples drawn from the tenth of the levels
     with the most noise, where few-step sampling does most of its work; ``quantised``: whether the diffusion
-    works on latents after quantisation; ``requantised``: whether what it made is quantised before it is
-    decoded; ``steps``: of the validation's sampling; ``bones``: weight of the error of the decoded bone
-    image, which is what is subtracted from a radiograph (0 decodes none in training).
+    works on latents after quantisation; ``steps``: of the validation's sampling; ``bones``: weight of the
+    error of the decoded bone image, which is what is subtracted from a radiograph (0 decodes none in
+    training).
     """
 
     epochs: int = 2500
@@ -270,7 +270,7 @@ _SMALL = System(
         varied=True,
         as_they_are=0.15,
         error="l1",
-        late=0.3,
+        late=0.9,
         quantised=False,
         steps=1,
         bones=5.0,

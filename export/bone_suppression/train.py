@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from torch import nn
 
-from export.bone_suppression.data import Squares
+from export.bone_suppression.data import Example, Squares, draw
 from export.bone_suppression.losses import Discriminator
 from export.bone_suppression.recipes import AutoencoderRecipe, Recipe, System, kept
 from export.bone_suppression.unet import UNet
 from export.bone_suppression.vqgan import MLVQGAN
 from export.devices import Place
-from export.training import Feed, Trainer, TrainingError, averaged, read, run, say
+from export.training import Feed, Trainer, TrainingError, averaged, run, say
 
 AUTOENCODER, DENOISER = "autoencoder.pt", "denoiser.pt"
 
@@ -33,6 +34,17 @@ class Item:
     squares: Squares
     masked: bool = False
     plane: int | None = None
+
+    def draw(self, recipe: Recipe, rng: np.random.Generator) -> Example:
+        """An example of it, as the recipe wants it."""
+        return draw(
+            self.squares,
+            rng,
+            crop=recipe.crop,
+            varied=recipe.varied,
+            as_they_are=recipe.as_they_are,
+            masked=self.masked,
+        )
 
 
 def items(recipe: Recipe, pairs: Sequence[Squares]) -> list[Item]:
@@ -130,12 +142,6 @@ def _load(make: Callable[[Any], nn.Module], shape: Any, path: Path) -> nn.Module
     model = make(shape)
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)
-
-
-def load_diffusion(path: Path) -> dict[str, Any]:
-    """The card's table [diffusion] of a denoiser's checkpoint, the measured latent_scale included."""
-    found: dict[str, Any] = read(path)["settings"]["diffusion"]
-    return found
 
 
 def train(

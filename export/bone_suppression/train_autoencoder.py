@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from export.bone_suppression.data import Order, Squares, draw
+from export.bone_suppression.data import Order, Squares
 from export.bone_suppression.losses import difference, fooled, ms_ssim, told_apart
 from export.bone_suppression.recipes import System
 from export.bone_suppression.train import Item, add, items, trainer
@@ -84,22 +84,10 @@ class AutoencoderTraining:
         """(1 or 2, 1, crop, crop) in [-1, 1]: an image, or a pair (of a radiograph alone, two parts)."""
         item = self.items[self.order(iteration, index)]
         rng = np.random.default_rng((self.recipe.seed, iteration, index))
-
-        def drawn() -> list[Tensor]:
-            recipe = self.recipe
-            return draw(
-                item.squares,
-                rng,
-                crop=recipe.crop,
-                varied=recipe.varied,
-                as_they_are=recipe.as_they_are,
-                masked=item.masked,
-            )
-
+        images = item.draw(self.recipe, rng).images
         if not self.recipe.bones:
-            return drawn()[item.plane or 0][None]
-        images = drawn()
-        return torch.stack(images if len(images) == 2 else images + drawn())
+            return images[item.plane or 0][None]
+        return torch.stack(images if len(images) == 2 else images + item.draw(self.recipe, rng).images)
 
     def terms(self, image: Tensor, decoded: Tensor, quantisation: Tensor) -> dict[str, Tensor]:
         """The weighted terms of the loss but the adversary's."""

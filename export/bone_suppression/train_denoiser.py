@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from export.bone_suppression.data import Order, Squares, draw
+from export.bone_suppression.data import Example, Order, Squares, draw
 from export.bone_suppression.losses import difference
 from export.bone_suppression.recipes import System, side_by_side
 from export.bone_suppression.train import add, items, trainer
@@ -23,18 +23,19 @@ from pacs_node.infer.sampling.noise import Noise
 
 #: Images on which a latent_scale is measured.
 MEASURED = 16
-#: Side of the part of a latent that is decoded in training, where its bones count.
+#: Least side of the part of a latent that is decoded in training, where its bones count: half of the latent's
+#: side if that is more.
 DECODED = 32
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One example: which item, its images (none if their latents are known), the level and the noise, and
+    """One example of item number ``item`` (none if its latents are known), the level and the noise, and
     (top, left) of the part of its latent that is decoded.
     """
 
     item: int
-    images: list[Tensor]
+    shown: Example | None
     level: int
     noise: Tensor
     corner: tuple[int, int]
@@ -54,7 +55,8 @@ class DenoiserTraining:
     ) -> None:
         self.system, self.place, self.recipe = system, place, system.denoiser
         recipe = self.recipe
-        self.autoencoder = autoencoder.eval().requires_grad_(False).to(place.device)
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.autoencoder.to(place.device, memory_format=torch.channels_last)
         self.items = items(recipe, pairs)
         self.order = Order(len(self.items), recipe.batch, recipe.seed)
         diffusion = dict(system.diffusion)
@@ -84,6 +86,7 @@ class DenoiserTraining:
         )
         self.trainer.model.train()
         self.side = (recipe.crop or pairs[0].planes.shape[-1]) // system.factor
+        self.decoded = max(DECODED, self.side // 2)
         self.channels = system.autoencoder_shape.code_dimension
         self.latents: dict[int, list[Tensor]] = {}
         self.feed = Feed(self.sample, recipe.batch, place, portions=recipe.accumulate, workers=workers)
@@ -92,7 +95,7 @@ class DenoiserTraining:
     def measured_scale(self, pairs: Sequence[Squares]) -> float:
         """What brings latents to unit variance."""
         rng = np.random.default_rng(0)
-        spread = [self.encode(draw(s, rng)[0][None].to(self.place.device)).std() for s in pairs]
+        spread = [self.encode(draw(s, rng).images[0][None].to(self.place.device)).std() for s in pairs]
         return round(float(1 / torch.stack(spread).mean()), 4)
 
     @torch.no_grad()
@@ -118,26 +121,17 @@ class DenoiserTraining:
             level = len(self.alpha) - 1 - level // 10
         drawn = noise.standard_normal((self.channels, self.side, self.side), dtype=np.float32)
         offset = noise.standard_normal((self.channels, 1, 1), dtype=np.float32)
-        images = []
-        if number not in self.latents:
-            item = self.items[number]
-            images = draw(
-                item.squares,
-                rng,
-                crop=recipe.crop,
-                varied=recipe.varied,
-                as_they_are=recipe.as_they_are,
-                masked=item.masked,
-            )
-        top, left = noise.integers(0, max(self.side - DECODED, 0) + 1, size=2)
+        shown = None if number in self.latents else self.items[number].draw(recipe, rng)
+        top, left = noise.integers(0, max(self.side - self.decoded, 0) + 1, size=2)
         whole = torch.from_numpy(drawn + recipe.offset_noise * offset)
-        return Sample(number, images, level, whole, (int(top), int(left)))
+        return Sample(number, shown, level, whole, (int(top), int(left)))
 
-    def pair_of_latents(self, number: int, images: list[Tensor]) -> list[Tensor]:
+    def pair_of_latents(self, number: int, shown: Example | None) -> list[Tensor]:
         """Of radiograph and soft tissue, scaled. Images that never vary are encoded once."""
         if number in self.latents:
             return [latent.to(self.place.device) for latent in self.latents[number]]
-        latents = [self.encode(image[None].to(self.place.device))[0] for image in images]
+        assert shown is not None
+        latents = [self.encode(image[None].to(self.place.device))[0] for image in shown.images]
         latents = [latent * self.diffusion.latent_scale for latent in latents]
         if not (self.recipe.varied or self.recipe.crop or self.recipe.bones):
             self.latents[number] = [latent.cpu() for latent in latents]
@@ -162,17 +156,21 @@ class DenoiserTraining:
 
     def bones_missed(self, samples: Sequence[Sample], condition: Tensor, made: Tensor) -> Tensor:
         """How far parts of the decoded bone images are from those of the samples."""
-        latents, true = [], []
+        latents, true, opacities = [], [], []
         factor = self.system.factor
         for number, sample in enumerate(samples):
             top, left = sample.corner
-            part = np.s_[:, top : top + DECODED, left : left + DECODED]
+            part = np.s_[:, top : top + self.decoded, left : left + self.decoded]
             latents.append((condition[number][part], made[number][part]))
-            shown = np.s_[
-                :, factor * top : factor * (top + DECODED), factor * left : factor * (left + DECODED)
+            place = np.s_[
+                :,
+                factor * top : factor * (top + self.decoded),
+                factor * left : factor * (left + self.decoded),
             ]
-            radiograph, soft = sample.images
-            true.append(radiograph[shown] - soft[shown])
+            assert sample.shown is not None
+            radiograph, soft = sample.shown.images
+            true.append(radiograph[place] - soft[place])
+            opacities.append(sample.shown.opacities[place])
         before, after = (
             torch.stack(part) / self.diffusion.latent_scale for part in zip(*latents, strict=True)
         )
@@ -180,7 +178,8 @@ class DenoiserTraining:
             with torch.no_grad():
                 radiographs = self.autoencoder.decoder(before)
             bones = radiographs - self.autoencoder.decoder(after)
-        return difference(bones.float(), torch.stack(true).to(self.place.device))
+        device = self.place.device
+        return difference(bones.float(), torch.stack(true).to(device), torch.stack(opacities).to(device))
 
     def step(self) -> dict[str, float]:
         """One update; returns the error and, beside it, what leaving the radiograph as it is would cost."""
@@ -190,7 +189,7 @@ class DenoiserTraining:
         distance = F.mse_loss if recipe.error == "l2" else F.l1_loss
         for number, samples in enumerate(self.feed(trainer.iteration), 1):
             device = self.place.device
-            latents = [self.pair_of_latents(s.item, s.images) for s in samples]
+            latents = [self.pair_of_latents(s.item, s.shown) for s in samples]
             condition, clean = (torch.stack(members) for members in zip(*latents, strict=True))
             level = torch.tensor([s.level for s in samples], device=device)
             noise = torch.stack([s.noise for s in samples]).to(device)

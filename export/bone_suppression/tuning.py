@@ -20,15 +20,16 @@ from pacs_node.infer.cards import Card
 class Plan:
     """How long and how strongly the denoiser learns on.
 
-    ``minutes`` end it before ``iterations`` do. ``crop``: side of the parts that are learnt from, in pixels.
-    ``as_they_are``: share of the samples that keep their bones and tone.
+    ``minutes`` end it before ``iterations`` do. ``crop``: side of the parts that are learnt from, in pixels;
+    0 for whole images, since what a site's tone does to an image is seen in all of it. ``as_they_are``:
+    share of the samples that keep their bones and tone.
     """
 
     minutes: float = 10.0
-    iterations: int = 250
+    iterations: int = 1000
     rate: float = 3e-4
-    batch: int = 8
-    crop: int = 256
+    batch: int = 1
+    crop: int = 0
     as_they_are: float = 0.5
 
 
@@ -59,7 +60,7 @@ class Tuning(DenoiserTraining):
             warm_up=10,
             milestones=(),
             clip=1.0,
-            average=0.98,
+            average=0.99,
             crop=min(plan.crop, card.input.size),
             varied=True,
             as_they_are=plan.as_they_are,

@@ -55,7 +55,7 @@ def look_at_autoencoder(
     rows: Rows = []
     pictures = []
     for squares in chosen(pairs, most):
-        images = draw(squares, np.random.default_rng(0))
+        images = draw(squares, np.random.default_rng(0)).images
         both = []
         for image in images:
             with torch.no_grad(), place.autocast():
@@ -79,7 +79,7 @@ def look_at_denoiser(training: DenoiserTraining, pairs: Sequence[Squares], out: 
     rows: Rows = []
     pictures = []
     for number, squares in enumerate(chosen(pairs, most)):
-        radiograph, truth = draw(squares, np.random.default_rng(0))
+        radiograph, truth = draw(squares, np.random.default_rng(0)).images
         soft, less = training.suppress(radiograph[None].to(training.place.device), seed=number)
         original, replaced, subtracted, true = map(shown, (radiograph[None], soft, less, truth[None]))
         found = measures(subtracted, original, true)

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: E402, N812
 
 from export.bone_suppression.features import features  # noqa: E402
 from export.bone_suppression.losses import (  # noqa: E402
-    FALSE_BONE,
+    PROTECTION,
     VGG16,
     Discriminator,
     difference,
@@ -68,8 +68,10 @@ def test_an_edge_that_is_missed_counts_more_than_a_shade() -> None:
     assert difference(true, true) == 0
     assert difference(true - shade, true) == pytest.approx(float(shade.mean()))  # constant: no edges in it
     assert difference(blurred, true) > 2 * difference(true - shade, true)
-    nothing = torch.zeros_like(true)
-    assert difference(nothing + shade, nothing) == pytest.approx(FALSE_BONE * float(shade.mean()))
+    everywhere = torch.ones_like(true)
+    assert difference(true + shade, true, everywhere) == pytest.approx(PROTECTION * float(shade.mean()))
+    assert difference(true - shade, true, everywhere) == difference(true - shade, true)
+    assert difference(true + shade, true, 0 * everywhere) == difference(true + shade, true)
 
 
 def test_default_features_see_lost_structure_before_tone(waves: torch.Tensor) -> None:

@@ -29,11 +29,11 @@ from export.bone_suppression.losses import difference  # noqa: E402
 from export.bone_suppression.own import own  # noqa: E402
 from export.bone_suppression.pairs import digest  # noqa: E402
 from export.bone_suppression.pickled import read_checkpoint  # noqa: E402
-from export.bone_suppression.train import load_autoencoder, load_diffusion, plan  # noqa: E402
+from export.bone_suppression.train import load_autoencoder, plan  # noqa: E402
 from export.bone_suppression.unet import Shape, UNet  # noqa: E402
 from export.bone_suppression.weights import Graph  # noqa: E402
 from export.devices import DeviceError, Place, place  # noqa: E402
-from export.training import TrainingError, averaged, learn, run  # noqa: E402
+from export.training import TrainingError, averaged, learn, read, run  # noqa: E402
 from pacs_node.conditions import Conditions  # noqa: E402
 from pacs_node.infer import Settings, make, read_card  # noqa: E402
 from tests.export import training_system as small  # noqa: E402
@@ -80,7 +80,7 @@ def test_the_denoiser_learns_whatever_it_predicts(pairs: list[Squares], predicti
     assert torch.allclose(back, clean, atol=1e-3)
     reports = [training.step() for _ in range(STEPS)]
     assert mean(reports[-10:], "error") < 0.9 * mean(reports[:4], "error")
-    soft, less = training.suppress(draw(pairs[0], np.random.default_rng(0))[0][None])
+    soft, less = training.suppress(draw(pairs[0], np.random.default_rng(0)).images[0][None])
     assert soft.shape == less.shape == (1, 1, small.SIDE, small.SIDE)
     assert torch.isfinite(soft).all()
 
@@ -164,7 +164,9 @@ def test_masked_samples_are_black_outside_the_lungs(pairs: list[Squares]) -> Non
     )
     assert alone.sample(0, 0).shape == (1, 1, 48, 48)
     assert training.sample(0, 0).shape == (2, 1, 48, 48)
-    whole, masked = (draw(pairs[0], np.random.default_rng(0), masked=m)[0][0].numpy() for m in (False, True))
+    whole, masked = (
+        draw(pairs[0], np.random.default_rng(0), masked=m).images[0][0].numpy() for m in (False, True)
+    )
     lungs = pairs[0].planes[2] == 65535
     assert (masked[pairs[0].planes[2] == 0] == -1).all()
     assert np.array_equal(masked[lungs], whole[lungs])
@@ -292,7 +294,7 @@ def test_the_command_trains_both_stages_of_a_folder_of_pairs(
     command = ["train", "bone_suppression", "--pairs", str(folder), "--runs", str(runs), "--device", "cpu"]
     main([*command, "--iterations", "3", "--look", "2", "--set", "masked=true", "--set", "batch=2"])
     out = runs / "bone_suppression" / "small"
-    assert load_diffusion(out / "denoiser.pt")["latent_scale"] > 0
+    assert read(out / "denoiser.pt")["settings"]["diffusion"]["latent_scale"] > 0
     # What `convert` takes from it are the averaged weights, under the published names.
     weights, (_, averages) = (
         read_checkpoint(out / "denoiser.pt").weights,
@@ -379,8 +381,12 @@ def test_pairs_are_cut_turned_and_shown_with_opacities_that_both_have(pairs: lis
     assert min(sizes) == 0 < np.median(sizes) < 0.2
     flat = Squares("flat/0", "0", np.full((2, 64, 64), 30000, np.uint16))
     shown = [draw(flat, np.random.default_rng(seed), varied=True) for seed in range(20)]
-    assert all(torch.equal(one, other) for one, other in shown)
-    assert max(one.std() for one, _ in shown) > 0.01
+    assert all(torch.equal(*example.images) for example in shown)
+    assert max(example.images[0].std() for example in shown) > 0.01
+    for example in shown:  # where they are is told, and belongs to the same pixels
+        elsewhere = example.images[0][example.opacities == 0]
+        assert elsewhere.min() == elsewhere.max()
+        assert (example.images[0][example.opacities == 1] != elsewhere[0]).all()
 
 
 def test_a_residual_denoiser_begins_with_the_radiograph_itself() -> None:
@@ -394,12 +400,13 @@ def test_what_is_decoded_counts_for_the_denoiser(pairs: list[Squares]) -> None:
     """The error of the decoded bones goes down the decoder into the denoiser, not into the decoder."""
     training = small.denoiser(small.system(bones=5.0), pairs)
     samples = [training.sample(0, index) for index in range(2)]
-    images = [torch.stack(members) for members in zip(*(s.images for s in samples), strict=True)]
+    images = [torch.stack(members) for members in zip(*(s.shown.images for s in samples), strict=True)]
     condition = training.encode(images[0]) * training.diffusion.latent_scale
     made = condition.clone().requires_grad_()
     missed = training.bones_missed(samples, condition, made)  # nothing is taken away: all bones are missed
+    there = torch.stack([s.shown.opacities for s in samples])
     assert missed.item() == pytest.approx(
-        difference(torch.zeros_like(images[0]), images[0] - images[1]).item()
+        difference(torch.zeros_like(images[0]), images[0] - images[1], there).item()
     )
     missed.backward()
     assert made.grad.abs().max() > 0
@@ -411,7 +418,8 @@ def test_what_is_decoded_counts_for_the_denoiser(pairs: list[Squares]) -> None:
 def test_samples_are_as_they_are_as_often_as_was_said(pairs: list[Squares]) -> None:
     flat = Squares("flat/0", "0", np.full((2, 64, 64), 30000, np.uint16))
     shown = [
-        draw(flat, np.random.default_rng(seed), varied=True, as_they_are=0.5)[0].numpy() for seed in range(60)
+        draw(flat, np.random.default_rng(seed), varied=True, as_they_are=0.5).images[0].numpy()
+        for seed in range(60)
     ]
     kept = sum(np.isclose(np.median(image), 30000 / 65535 * 2 - 1) for image in shown)  # but for opacities
     assert 18 < kept < 42

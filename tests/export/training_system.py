@@ -29,9 +29,8 @@ SIDE = 64
 def system(**changes: object) -> System:
     """1/4 of the side, 16 codes. ``changes`` are of the recipes that know them."""
     first, second = SYSTEMS["small"].autoencoder, SYSTEMS["small"].denoiser
-    given = {"rate": 4e-3, "warm_up": 5, "crop": 48, "opponent_width": 4, "opponent_from": 0}
-    given |= {"batch": 4, "milestones": (), "as_they_are": 0.0}
-    both = {**given, "unquantised": 1, **changes}
+    given = {"batch": 4, "rate": 4e-3, "warm_up": 5, "milestones": (), "crop": 48, "as_they_are": 0.0}
+    both = {**given, "opponent_width": 4, "opponent_from": 0, "unquantised": 1, **changes}
     return replace(
         SYSTEMS["small"],
         size=SIDE,
