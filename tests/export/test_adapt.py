@@ -184,7 +184,7 @@ def test_a_site_gets_its_own_model_and_goes_back(
     model: Path, site: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("export.bone_suppression.adapt.UNSEEN", 1)
-    plan = Plan(iterations=80, rate=4e-3, crop=48)
+    plan = Plan(iterations=80, rate=4e-3, batch=8, crop=48)
     request = Request(model, (site,), root / "cache", folds=2, plan=plan, phantoms=2, side=IMAGE)
     lines: list[str] = []
     out = root / "adapted" / ".aside"
