@@ -25,6 +25,7 @@ from pacs_node.phantom.dicom import Acquisition, image
 from pacs_node.tasks import Task
 
 sys.path.insert(0, str(Path(__file__).parent))
+pytestmark = pytest.mark.xdist_group("demo page")  # its pictures are drawn once for all of them
 Maker = Callable[[], Outcome]
 
 

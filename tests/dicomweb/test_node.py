@@ -81,6 +81,7 @@ def test_a_study_that_comes_by_stow_is_analysed_and_its_results_fetched(
     assert "Phantom" not in served.log
 
 
+@pytest.mark.slow
 def test_the_index_follows_the_spool(serve: Callable[..., Served]) -> None:
     served = serve()
     first, second = chest(1, 1), chest(1, 2)

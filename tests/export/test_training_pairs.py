@@ -191,6 +191,7 @@ def put(folder: Path, name: str, ds: Dataset) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_dicom_pairs_are_found_in_one_folder_of_studies(tmp_path: Path, shown: list[PhantomImages]) -> None:
     """Beside the pair: the bones alone, a lateral, a result of this node, a study without soft tissue."""
     source = radiograph(3, bits=10)

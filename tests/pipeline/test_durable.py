@@ -120,6 +120,7 @@ def try_all(
     assert problems == []
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_each_kind_of_job_finishes_after_a_restart(
     prepared: Prepared, tmp_path: Path, store_scp: Scps, free_port: Callable[[], int]
 ) -> None:

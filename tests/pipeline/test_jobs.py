@@ -140,6 +140,7 @@ def test_an_own_result_that_comes_back_is_forwarded_as_the_rule_says_and_never_a
     assert dcmread(BytesIO(bench.delivered()[added])).PatientComments == result.PatientComments
 
 
+@pytest.mark.slow
 def test_an_own_result_is_not_sent_back_to_whom_it_came_from(tmp_path: Path) -> None:
     made = a_result(Bench(tmp_path / "first"))
     pacs = {"type": "dicom", "ae_title": "MODALITY", "host": "127.0.0.1", "port": 1}
@@ -171,6 +172,7 @@ def test_a_task_whose_model_fails_is_reported_as_failed_and_the_others_go_on(tmp
     assert len(bench.delivered()) == 4
 
 
+@pytest.mark.slow
 def test_images_of_one_study_get_one_report_and_a_late_one_a_second_that_names_the_first(
     bench: Bench,
 ) -> None:
@@ -201,6 +203,7 @@ def test_a_report_waits_for_an_image_of_the_study_that_is_still_being_analysed(t
     assert len(reports(bench)) == 1
 
 
+@pytest.mark.slow
 def test_other_content_under_the_same_uid_is_analysed_beside_the_first(bench: Bench) -> None:
     first = chest()
     twin = chest(2)

@@ -56,6 +56,7 @@ def failed(bench: Bench) -> tuple[Bench, str]:
     return bench, key
 
 
+@pytest.mark.slow
 def test_a_failed_task_is_done_again_alone_and_the_report_follows(
     failed: tuple[Bench, str], tmp_path: Path
 ) -> None:

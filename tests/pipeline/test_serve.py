@@ -179,6 +179,7 @@ def test_the_node_from_a_modality_to_a_pacs_that_is_down_and_with_processes_that
     assert not any(alive(pid) for pid in pids)
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_killed_supervisor(listening: Listening, start: Callable[..., Process]) -> None:
     node = start(listening, "pacs_node", "serve")
     node.wait_for(" receiving ")
