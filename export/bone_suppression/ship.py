@@ -14,7 +14,7 @@ from export.bone_suppression.train import AUTOENCODER, DENOISER, load_autoencode
 from export.shipping import write_card
 from export.training import TrainingError
 
-SYSTEM, STEPS = "small", 1
+SYSTEM = "small"
 RECIPE = """\
 python -m export project bone_suppression; \
 python -m export train bone_suppression --stage autoencoder --iterations 5200 --pairs jsrt_bse --pairs drr \
@@ -45,7 +45,7 @@ LIMITS = [
     "thousand 3.4%, at most 11%; it never adds anything.",
     "Works at 1024 x 1024; finer detail of the native matrix is kept, finer bone texture stays, too.",
 ]
-SIZE = system(SYSTEM).size
+SIZE, STEPS = system(SYSTEM).size, system(SYSTEM).denoiser.steps
 
 
 def ship(runs: Path, folder: Path, *, version: str) -> dict[str, float]:

@@ -162,11 +162,8 @@ class DenoiserTraining:
             top, left = sample.corner
             part = np.s_[:, top : top + self.decoded, left : left + self.decoded]
             latents.append((condition[number][part], made[number][part]))
-            place = np.s_[
-                :,
-                factor * top : factor * (top + self.decoded),
-                factor * left : factor * (left + self.decoded),
-            ]
+            down, right = factor * top, factor * left
+            place = np.s_[:, down : down + factor * self.decoded, right : right + factor * self.decoded]
             assert sample.shown is not None
             radiograph, soft = sample.shown.images
             true.append(radiograph[place] - soft[place])
