@@ -25,7 +25,7 @@ class Grid:
     size: int
     field: float
 
-    @property
+    @cached_property
     def pitch(self) -> float:
         """Distance of two pixel centres in mm."""
         return self.field / self.size
@@ -117,41 +117,53 @@ def tube(
     n = len(axis)
     widths = np.broadcast_to(np.asarray(half_width, np.float64), (n,))
     depths = 2 * widths if depth is None else np.broadcast_to(np.asarray(depth, np.float64), (n,))
-    least = 0.75 * grid.pitch
-    reach = max(float(widths.max()), least)
-    (x0, y0), (x1, y1) = axis.min(0) - reach, axis.max(0) + reach
-    rows, cols = grid.box(x0, x1, y0, y1)
-    if rows.start >= rows.stop or cols.start >= cols.stop:
-        return
-    # For every pixel the nearest place on the axis, in units of the half width there.
+    reaches = np.maximum(widths, 0.75 * grid.pitch)
+    least = np.float32(0.75 * grid.pitch)
+
+    def touched(some: slice) -> Box:
+        reach = float(reaches[some].max())
+        (x0, y0), (x1, y1) = axis[some].min(0).tolist(), axis[some].max(0).tolist()
+        return grid.box(x0 - reach, x1 + reach, y0 - reach, y1 + reach)
+
+    rows, cols = touched(slice(n))
     shape = (rows.stop - rows.start, cols.stop - cols.start)
+    if 0 in shape:
+        return
+    # For every pixel the nearest place on the axis, in units of the half width there. The segments of a
+    # twig are looked at together, since thousands of twigs make a vessel tree; those of a rib, each in its
+    # own part of the image, one by one.
     nearest = np.full(shape, 2, np.float32)
-    width, thickness = np.full(shape, reach, np.float32), np.zeros(shape, np.float32)
-    for i in range(n - 1):
-        (ax, ay), (bx, by) = axis[i], axis[i + 1]
-        near = max(widths[i], widths[i + 1], least)
-        part = grid.box(min(ax, bx) - near, max(ax, bx) + near, min(ay, by) - near, max(ay, by) + near)
+    width, thickness = np.full(shape, reaches.max(), np.float32), np.zeros(shape, np.float32)
+    together = n - 1 if shape[0] * shape[1] <= 4096 else 1
+    for first in range(0, n - 1, together):
+        start, end = slice(first, first + together), slice(first + 1, first + together + 1)
+        part = touched(slice(first, first + together + 1))
         if part[0].start >= part[0].stop or part[1].start >= part[1].stop:
             continue
-        local = tuple(
-            slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, (rows, cols), strict=True)
+        local = (
+            slice(part[0].start - rows.start, part[0].stop - rows.start),
+            slice(part[1].start - cols.start, part[1].stop - cols.start),
         )
-        dx, dy = grid.x[:, part[1]] - np.float32(ax), grid.y[part[0]] - np.float32(ay)
-        ex, ey = np.float32(bx - ax), np.float32(by - ay)
-        free = (dx * ex + dy * ey) / max(float(ex * ex + ey * ey), 1e-9)
-        along = np.clip(free, 0, 1)
-        here = np.maximum(widths[i] + along * (widths[i + 1] - widths[i]), 1e-3).astype(np.float32)
-        drawn = np.maximum(here, np.float32(least))
+        # (segment, row, column)
+        ax, ay = axis[start].astype(np.float32).T[:, :, None, None]
+        ex, ey = (axis[end] - axis[start]).astype(np.float32).T[:, :, None, None]
+        dx, dy = grid.x[:, part[1]] - ax, grid.y[part[0]] - ay
+        free = (dx * ex + dy * ey) / np.maximum(ex * ex + ey * ey, np.float32(1e-9))
+        along = np.minimum(np.maximum(free, 0), 1)
+        here = np.maximum(_between(widths, start, end, along), 1e-3).astype(np.float32)
+        drawn = np.maximum(here, least)
         q = ((dx - along * ex) ** 2 + (dy - along * ey) ** 2) / drawn**2
-        if flat_ends and i == 0:
-            q[free < 0] = 2
-        if flat_ends and i == n - 2:
-            q[free > 1] = 2
+        if flat_ends and first == 0:
+            q[0][free[0] < 0] = 2
+        if flat_ends and first + together == n - 1:
+            q[-1][free[-1] > 1] = 2
+        deep = (_between(depths, start, end, along) * (here / drawn)).astype(np.float32)
+        best = q.argmin(0), np.arange(q.shape[1])[:, None], np.arange(q.shape[2])
+        q, drawn, deep = q[best], drawn[best], deep[best]
         closer = q < nearest[local]
         np.copyto(nearest[local], q, where=closer)
         np.copyto(width[local], drawn, where=closer)
-        deep = (depths[i] + along * (depths[i + 1] - depths[i])) * (here / drawn)
-        np.copyto(thickness[local], deep.astype(np.float32), where=closer)
+        np.copyto(thickness[local], deep, where=closer)
     profile = chord(nearest)
     if wall > 0:
         inner = np.maximum(1 - wall / width, 1e-3)
@@ -159,6 +171,13 @@ def tube(
         profile -= np.float32(1 - core) * hollow * chord(nearest / inner**2)
     view = target[rows, cols]
     np.maximum(view, thickness * profile, out=view)
+
+
+def _between(values: npt.NDArray[np.float64], start: slice, end: slice, along: Array) -> np.ndarray:
+    """``values`` at the share ``along`` of the way from each segment's start to its end."""
+    first, last = values[start, None, None], values[end, None, None]
+    mixed: np.ndarray = first + along * (last - first)
+    return mixed
 
 
 def curve(points: npt.ArrayLike, n: int = 32) -> npt.NDArray[np.float64]:
