@@ -235,13 +235,13 @@ def folds(pairs: Sequence[Pair], most: int) -> list[set[int]]:
 
 
 def measure(model: Model, pair: Pair) -> dict[str, float]:
-    """PSNR and BSR of the runtime's result, as it is and after the affine fit ("fitted …")."""
+    """PSNR and both BSR of the runtime's result, as it is and after the affine fit ("fitted …")."""
     image, truth = pair.read()
     result = model(image.astype(np.float32), Conditions(), 0)
     assert isinstance(result, ImageResult)
     plain = measures(result.image, image, truth)
     fit = measures(affine(result.image, truth), affine(image, truth), truth)
-    kept = ("psnr_unchanged", "psnr", "bsr")
+    kept = ("psnr_unchanged", "psnr", "bsr", "bsr_published")
     return {key: plain[key] for key in kept} | {f"fitted_{key}": fit[key] for key in kept}
 
 

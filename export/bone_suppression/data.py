@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,12 +26,14 @@ SEEN = 0.01
 @dataclass(frozen=True)
 class Squares:
     """Planes (k, S, S) uint16 from black to white, bone-bright: a radiograph (k = 1), its soft tissue (2),
-    its lungs (3). ``name`` is source/file.
+    its lungs (3). ``name`` is source/file. ``brightness``: of the soft tissue as a share of the radiograph's
+    where there is no bone, as it is in the planes and as it is to be drawn.
     """
 
     name: str
     patient: str
     planes: Array
+    brightness: tuple[float, float] = (1.0, 1.0)
 
     @property
     def source(self) -> str:
@@ -66,6 +68,32 @@ def split(pairs: Sequence[Squares]) -> tuple[list[Squares], list[Squares]]:
             ]
         )
     return learnt, [p for p in pairs if p.patient in out]
+
+
+def levelled(pairs: Sequence[Squares]) -> list[Squares]:
+    """The same pairs, the soft tissue of each source in one brightness: the mean of theirs.
+
+    Where a maker's processing sets the brightness of each soft-tissue image anew (of three pairs of SZCH's to
+    0.90, 0.95 and 1.00 of the radiograph's), nothing in the radiograph tells to which: learnt as they are,
+    the pairs contradict each other, and a radiograph that is new gets the brightness of any of them.
+    """
+    found = [_brightness(p) for p in pairs]
+    means = {
+        source: float(np.mean([own for p, own in zip(pairs, found, strict=True) if p.source == source]))
+        for source in {p.source for p in pairs}
+    }
+    return [replace(p, brightness=(own, means[p.source])) for p, own in zip(pairs, found, strict=True)]
+
+
+def _brightness(pair: Squares) -> float:
+    """The soft tissue's brightness as a share of the radiograph's, where there is no bone.
+
+    Bone makes the share less, so it is the upper quartile of what is not black.
+    """
+    small = (cv2.resize(plane, (128, 128), interpolation=cv2.INTER_AREA) for plane in pair.planes[:2])
+    radiograph, soft = (plane.astype(np.float32) / LEVELS for plane in small)
+    seen = radiograph > 0.1
+    return float(np.percentile(soft[seen] / radiograph[seen], 75)) if seen.any() else 1.0
 
 
 def kept(cache: Path, key: str, make: Callable[[], Array]) -> Array:
@@ -273,6 +301,9 @@ def draw(
     """
     whole = squares.planes.shape[-1]
     planes = [plane.astype(np.float32) / LEVELS for plane in squares.planes]
+    own, wanted = squares.brightness
+    if own != 1:  # what is left between the two is bone, which may be varied
+        planes[1] = np.clip(planes[1] / np.float32(own), 0, 1)
     if varied and rng.random() >= as_they_are:
         planes = vary(cut(planes, crop or whole, rng), rng)
     elif crop:
@@ -282,6 +313,8 @@ def draw(
     if varied:
         added = opacities(planes[0].shape, whole, rng)
         planes = [*(np.clip(image + added, 0, 1) for image in planes[:2]), *planes[2:]]
+    if wanted != 1:
+        planes[1] = np.clip(planes[1] * np.float32(wanted), 0, 1)
     images = [image * planes[2] for image in planes[:2]] if masked else planes[:2]
     both = [*(image * 2 - 1 for image in images), np.minimum(np.abs(added) / SEEN, 1)]
     if varied and rng.random() < 0.5:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from export.bone_suppression.data import Squares
+from export.bone_suppression.data import Squares, levelled
 from export.bone_suppression.train_denoiser import DenoiserTraining
 from export.bone_suppression.weights import Networks
 from export.devices import HERE, Place
@@ -69,7 +69,7 @@ class Tuning(DenoiserTraining):
         )
         table = card.diffusion.model_dump(exclude_none=True)
         system = replace(found.system, size=card.input.size, diffusion=table, denoiser=recipe)
-        super().__init__(system, mixed(site, replay), found.autoencoder, place=place)
+        super().__init__(system, mixed(levelled(site), replay), found.autoencoder, place=place)
         self.trainer.start_from(found.denoiser.state_dict(), card.folder)
 
 

@@ -24,7 +24,16 @@ import torch  # noqa: E402
 from export.__main__ import main  # noqa: E402
 from export.bone_suppression import recipes  # noqa: E402
 from export.bone_suppression.convert import Request, convert  # noqa: E402
-from export.bone_suppression.data import Order, Squares, cut, draw, left_out, opacities, vary  # noqa: E402
+from export.bone_suppression.data import (  # noqa: E402
+    Order,
+    Squares,
+    cut,
+    draw,
+    left_out,
+    levelled,
+    opacities,
+    vary,
+)
 from export.bone_suppression.losses import difference  # noqa: E402
 from export.bone_suppression.own import own  # noqa: E402
 from export.bone_suppression.pairs import digest  # noqa: E402
@@ -153,6 +162,35 @@ def test_variation_changes_bones_and_tone_but_nothing_outside_the_bones(pairs: l
         assert np.array_equal(lungs, planes[2])
         assert np.array_equal(radiograph[~bones], soft[~bones])
         assert ((radiograph - soft) * (planes[0] - planes[1])).min() >= 0
+
+
+def test_soft_tissue_of_a_source_gets_one_brightness(pairs: list[Squares]) -> None:
+    """Whatever each maker's processing gave it, and however strong the bones are."""
+    shares, strengths = (0.85, 1.0, 0.95), (1.0, 3.0, 0.5)
+    site = []
+    for p, share, strength in zip(pairs, shares, strengths, strict=True):
+        radiograph, soft, lungs = p.planes.astype(np.float64)
+        bones = np.clip(strength * (radiograph - soft), 0, None)
+        shown = np.clip(np.stack([soft + bones, share * soft, lungs]), 0, 65535)
+        site.append(replace(p, name=f"site/{p.name}", planes=shown.astype(np.uint16)))
+    alone = replace(site[0], name="another/0")
+    *even, last = levelled([*site, alone])
+    own, wanted = np.array([p.brightness for p in even]).T
+    assert own == pytest.approx(shares, rel=0.02)
+    assert wanted == pytest.approx([np.mean(shares)] * 3, rel=0.02)
+    assert last.brightness[0] == last.brightness[1] == own[0]
+    for p, share in zip(even, shares, strict=True):
+        radiograph, soft = (x.numpy()[0] / 2 + 0.5 for x in draw(p, np.random.default_rng(0)).images)
+        np.testing.assert_allclose(radiograph * 65535, p.planes[0], atol=0.1)
+        whole = (soft > 0) & (p.planes[1] < share * 65000)
+        assert soft[whole] / (p.planes[1][whole] / 65535) == pytest.approx(wanted[0] / share, rel=0.02)
+    # However bones and tone are varied, what lies beside them has that brightness.
+    soft, _, lungs = pairs[0].planes
+    bare = Squares("site/bare", "0", np.stack([soft, soft * 0.85, lungs]).astype(np.uint16), (0.85, 0.93))
+    for seed in range(5):
+        drawn = draw(bare, np.random.default_rng(seed), varied=True)
+        radiograph, soft = (x.numpy()[0] / 2 + 0.5 for x in drawn.images)
+        np.testing.assert_allclose(soft, 0.93 * radiograph, atol=1e-3)
 
 
 def test_masked_samples_are_black_outside_the_lungs(pairs: list[Squares]) -> None:
