@@ -178,6 +178,18 @@ def test_every_sampler_that_the_models_law_allows() -> None:
     assert [count for name, count in asked if name == "ddim"] == list(steps.STEPS)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_other_pairs_gave_is_joined_to_nothing(tmp_path: Path, apart: bool) -> None:
+    rows = [
+        {"sampler": "ddpm", "steps": count, "psnr_gain": gain, "bsr": gain / 10, "nodule_contrast": 0.9}
+        for count, gain in ((1, 3.0), (50, -2.0), (1000, 5.0))
+    ]
+    drawn = cv2.imread(str(steps.plot(rows, tmp_path / "steps.png", apart)))
+    coloured = (np.ptp(drawn[40:390, 330:470].astype(int), axis=2) > 40).any(0)  # between 50 and 1000
+    assert coloured.all() != apart
+    assert coloured.any() != apart
+
+
 def test_the_knee_is_the_fewest_steps_that_are_as_good() -> None:
     rows = [
         {"sampler": name, "steps": count, "psnr_gain": gain, "nodule_contrast": kept}

@@ -157,16 +157,23 @@ def run(bench: Bench) -> Part:
     for r in rows:
         found = [r[k] for k in ("psnr_gain", "bsr", "nodule_contrast", "seconds")]
         figures.setdefault(r["sampler"], {})[str(r["steps"])] = found
-    picture = plot(rows, bench.out / "steps.png")
+    picture = plot(rows, bench.out / "steps.png", apart=len(chosen) != len(few))
     return Part("Steps against quality", f"{text}\n\n{table(heads, cells)}", figures, [picture])
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> Path:
-    """PSNR gain, BSR and nodule contrast over the steps, a line for each sampler."""
-    panels = (("psnr_gain", "PSNR gain, dB"), ("bsr", "BSR"), ("nodule_contrast", "nodule contrast kept"))
+def plot(rows: list[dict[str, Any]], path: Path, apart: bool) -> Path:
+    """PSNR gain, BSR and nodule contrast over the steps, a line for each sampler.
+
+    ``apart``: the last row is of other pairs than the others; a ring shows it, joined to nothing.
+    """
+    panels = (
+        ("psnr_gain", "PSNR gain, dB (what is below 0 lies at the foot)"),
+        ("bsr", "BSR (what is below 0 lies at the foot)"),
+        ("nodule_contrast", "nodule contrast kept"),
+    )
     names = list(dict.fromkeys(r["sampler"] for r in rows))
     wide, high, margin = 520, 420, 60
-    canvas = np.full((high + 40 + 22 * (len(names) // 3 + 1), wide * 3, 3), 255, np.uint8)
+    canvas = np.full((high + 40 + 22 * (len(names) // 3 + 2), wide * 3, 3), 255, np.uint8)
     font = cv2.FONT_HERSHEY_SIMPLEX
 
     def write(text: str, x: float, y: float, colour: tuple[int, ...] = (0, 0, 0)) -> None:
@@ -178,7 +185,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> Path:
 
     furthest = max(r["steps"] for r in rows)
     for number, (key, title) in enumerate(panels):
-        values = [r[key] for r in rows]
+        values = [max(r[key], 0) for r in rows]
         low, high_value = min(values), max(values)
         span = max(high_value - low, 1e-6)
 
@@ -187,7 +194,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> Path:
         ) -> tuple[int, int]:
             across = np.log(steps) / np.log(max(furthest, 2))
             x = number * wide + margin + across * (wide - margin - 30)
-            return round(x), round(high - 40 - (value - low) / span * (high - 90))
+            return round(x), round(high - 40 - (max(value, 0) - low) / span * (high - 90))
 
         write(title, number * wide + margin, 24)
         for value in np.linspace(low, high_value, 5):
@@ -197,13 +204,19 @@ def plot(rows: list[dict[str, Any]], path: Path) -> Path:
         for steps in sorted({r["steps"] for r in rows}):
             write(str(steps), at(steps, low)[0] - 6, high - 18)
         for name in names:
-            points = [at(r["steps"], r[key]) for r in rows if r["sampler"] == name]
+            joined = rows[:-1] if apart else rows
+            points = [at(r["steps"], r[key]) for r in joined if r["sampler"] == name]
             for one, other in itertools.pairwise(points):
                 cv2.line(canvas, one, other, colour_of(name), 2, cv2.LINE_AA)
             for point in points:
                 cv2.circle(canvas, point, 3, colour_of(name), -1, cv2.LINE_AA)
+        if apart:
+            point = at(rows[-1]["steps"], rows[-1][key])
+            cv2.circle(canvas, point, 5, colour_of(rows[-1]["sampler"]), 1, cv2.LINE_AA)
     for number, name in enumerate(names):
         write(name, 60 + (number % 3) * wide, high + 20 + 22 * (number // 3), colour_of(name))
+    if apart:
+        write("ring: of fewer pairs", 60, high + 20 + 22 * (len(names) // 3 + 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), canvas)
     return path
