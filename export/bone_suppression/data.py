@@ -21,6 +21,9 @@ Array = np.ndarray
 HELD_OUT = 8
 #: What an opacity adds at least where it is seen, as a share of the range from black to white.
 SEEN = 0.01
+#: Spread of a source's brightnesses, as a share of their mean, that is left alone: bones and noise make 0.010
+#: in projections of a CT and 0.005 in Gusarev's pairs; SZCH's have 0.043.
+EVEN = 0.02
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,22 @@ def split(pairs: Sequence[Squares]) -> tuple[list[Squares], list[Squares]]:
 
 
 def levelled(pairs: Sequence[Squares]) -> list[Squares]:
-    """The same pairs, the soft tissue of each source in one brightness: the mean of theirs.
+    """The same pairs, the soft tissue of each source in one brightness, the mean of theirs, if they differ.
 
     Where a maker's processing sets the brightness of each soft-tissue image anew (of three pairs of SZCH's to
     0.90, 0.95 and 1.00 of the radiograph's), nothing in the radiograph tells to which: learnt as they are,
     the pairs contradict each other, and a radiograph that is new gets the brightness of any of them.
     """
-    found = [_brightness(p) for p in pairs]
-    means = {
-        source: float(np.mean([own for p, own in zip(pairs, found, strict=True) if p.source == source]))
-        for source in {p.source for p in pairs}
-    }
-    return [replace(p, brightness=(own, means[p.source])) for p, own in zip(pairs, found, strict=True)]
+    own = np.array([_brightness(p) for p in pairs])
+    means: dict[str, float] = {}
+    for source in {p.source for p in pairs}:
+        some = own[[p.source == source for p in pairs]]
+        if some.std() > EVEN * some.mean():
+            means[source] = float(some.mean())
+    return [
+        replace(p, brightness=(float(share), means[p.source])) if p.source in means else p
+        for p, share in zip(pairs, own, strict=True)
+    ]
 
 
 def _brightness(pair: Squares) -> float:

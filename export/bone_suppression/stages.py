@@ -120,6 +120,8 @@ class Stage:
             skip_defects=self.arguments.skip_defects,
             tell=lambda line: say(self.place, line),
         )
+        if self.system.denoiser.varied:
+            found = data.levelled(found)
         if phantoms is None:
             phantoms = 0 if given else PHANTOMS
         return found + data.phantoms(phantoms, self.system.size, self.cache)

@@ -173,12 +173,12 @@ def test_soft_tissue_of_a_source_gets_one_brightness(pairs: list[Squares]) -> No
         bones = np.clip(strength * (radiograph - soft), 0, None)
         shown = np.clip(np.stack([soft + bones, share * soft, lungs]), 0, 65535)
         site.append(replace(p, name=f"site/{p.name}", planes=shown.astype(np.uint16)))
-    alone = replace(site[0], name="another/0")
-    *even, last = levelled([*site, alone])
+    alike = [replace(p, name=f"another/{p.name}", planes=site[0].planes) for p in pairs]
+    *even, first, second, third = levelled([*site, *alike])
     own, wanted = np.array([p.brightness for p in even]).T
     assert own == pytest.approx(shares, rel=0.02)
     assert wanted == pytest.approx([np.mean(shares)] * 3, rel=0.02)
-    assert last.brightness[0] == last.brightness[1] == own[0]
+    assert [first, second, third] == alike  # one brightness already: left as it is
     for p, share in zip(even, shares, strict=True):
         radiograph, soft = (x.numpy()[0] / 2 + 0.5 for x in draw(p, np.random.default_rng(0)).images)
         np.testing.assert_allclose(radiograph * 65535, p.planes[0], atol=0.1)
