@@ -21,7 +21,7 @@ DIGITS = {"psnr": 2, "ssim": 4, "mse": 6, "bsr": 3, "bsr_published": 3, "edges":
 NOTE = """\
 1024 px along the longer side, mean [95% interval, bootstrap over patients] or, of fewer than 8 patients,
 mean (each pair). "fitted": after the affine map of grey values that brings each image nearest to the truth,
-for the result and for the unchanged radiograph alike. MSE in 1e-3. BSR: energy of the bones that are left;
+for the result and for the unchanged radiograph alike. MSE in 1e-3. BSR: bones' energy that is gone;
 "published": as BS-LDM and GL-LCM compute it, which a radiograph left unchanged scores well by. "Edges": the
 distance of local edge strengths in 8 directions and 4 octaves, each place scaled to length 1 (the project's
 own perceptual distance; it is not LPIPS and not comparable with it), less is nearer."""
