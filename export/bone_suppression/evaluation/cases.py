@@ -106,16 +106,16 @@ def words(chosen: Sequence[Case]) -> str:
     return {True: "yes", False: "no", None: "not said"}[chosen[0].seen]
 
 
-def radiographs(data: Path, count: int) -> list[nih.Record]:
-    """``count`` frontal radiographs of ChestX-ray14, both views alike, of patients in its test part.
+def radiographs(data: Path) -> dict[str, list[nih.Record]]:
+    """By view, frontal radiographs of patients in the test part of ChestX-ray14, in the order to take them.
 
-    Bone suppression learns from its training part alone. One radiograph of each patient and view; where there
-    are too few of those a second one, and so on. None where the set is not there.
+    Bone suppression learns from its training part alone. One radiograph of each patient comes first, by name,
+    then a second one, and so on. None where the set is not there.
     """
     if not (data / "nih_cxr14").is_dir():
-        return []
+        return {}
     by_name = sorted(nih.select(nih.read_records(data), "test"), key=lambda r: r.path.name)
-    chosen: list[nih.Record] = []
+    found: dict[str, list[nih.Record]] = {}
     for view in ("PA", "AP"):
         of_view = [record for record in by_name if record.view == view]
         seen: Counter[str] = Counter()
@@ -124,5 +124,5 @@ def radiographs(data: Path, count: int) -> list[nih.Record]:
             seen[record.patient] += 1
             turns.append(seen[record.patient])
         ordered = sorted(zip(turns, of_view, strict=True), key=lambda pair: pair[0])  # stays by name within
-        chosen += [record for _, record in ordered[: count // 2]]
-    return sorted(chosen, key=lambda r: r.path.name)
+        found[view] = [record for _, record in ordered]
+    return found
