@@ -148,6 +148,7 @@ def test_a_report_on_what_nobody_asked_for_is_turned_away(receiver: Receiver, le
     assert answer(ledger, transaction) == Answer(frozenset({"1.2.3"}), {})
 
 
+@pytest.mark.slow
 def test_a_report_of_any_size_leaves_the_receiver_alive(receiver: Receiver, ledger: Ledger) -> None:
     transaction = ledger.ask(["1.2.3"])
     many = [("1.2.840.10008.5.1.4.1.1.1", f"1.2.826.0.1.3680043.2.{n}") for n in range(30_000)]

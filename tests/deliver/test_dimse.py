@@ -240,6 +240,7 @@ def test_nobody_there_is_transient(tmp_path: Path, free_port: Callable[[], int])
     assert failed.value.transient
 
 
+@pytest.mark.slow
 def test_a_node_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
     release = threading.Event()
 

@@ -182,6 +182,7 @@ def test_pictures_are_what_the_phantom_is(html: str, number: int, seed: int, nod
     assert np.corrcoef(bone.ravel(), truth.bone.ravel())[0, 1] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_viewer_image_follows_the_header(photometric: str) -> None:
     ds = image(2, 1, Acquisition(photometric=photometric, rows=128, columns=128))
@@ -245,6 +246,7 @@ def test_the_timeline_holds_every_bar_without_overlap(outcome_maker: Maker) -> N
     assert max(lanes) + chart.BAR < drawn.height
 
 
+@pytest.mark.slow
 def test_the_page_works_in_a_browser(html: str, tmp_path: Path, require_tool: Callable[[str], str]) -> None:
     """Keyboard, enlarging and comparing in chromium, its security policy in force, no request made."""
     require_tool("chromium")

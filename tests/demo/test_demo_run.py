@@ -58,6 +58,7 @@ def test_both_senders_deliver_and_name_what_was_not_taken(
         assert arrived == sent
 
 
+@pytest.mark.slow
 def test_file_names_at_the_archive_are_no_received_strings(tmp_path: Path) -> None:
     path = _saved(tmp_path)[0]
     with Destination(tmp_path / "received") as archive:

@@ -386,6 +386,7 @@ def test_a_heatmap_that_does_not_fit_is_an_error(heatmap: np.ndarray) -> None:
 # -- real radiographs ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_radiographs(data_dir: Path, tmp_path: Path, require_tool: Callable[[str], str]) -> None:
     """Every output of every chest file: no error of dciodvfy or dcentvfy that its source does not have."""
     paths = sorted(p for p in (data_dir / "dicom").glob("*.dcm") if not p.name.startswith("NEG"))

@@ -39,6 +39,7 @@ def found(served: Served, path: str) -> list[dict[str, Any]]:
     return results
 
 
+@pytest.mark.slow
 def test_a_study_that_comes_by_stow_is_analysed_and_its_results_fetched(
     serve: Callable[..., Served],
 ) -> None:
@@ -126,6 +127,7 @@ def test_the_index_follows_the_spool(serve: Callable[..., Served]) -> None:
         assert index.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_senders_readers_and_a_purge_at_the_same_time(serve: Callable[..., Served]) -> None:
     served = serve()
     wrong: list[str] = []

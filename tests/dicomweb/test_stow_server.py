@@ -194,6 +194,7 @@ def test_a_sender_that_vanishes_leaves_nothing_behind(shared: Served) -> None:
     assert arriving(shared) == []
 
 
+@pytest.mark.slow
 def test_bounds(serve: Callable[..., Served]) -> None:
     """Of a request, of an instance, of the parts, of the time, and of the disk."""
     served = serve(
@@ -245,6 +246,7 @@ def test_bounds(serve: Callable[..., Served]) -> None:
     assert arriving(served) == []
 
 
+@pytest.mark.slow
 def test_a_large_instance_takes_no_memory(serve: Callable[..., Served]) -> None:
     served = serve(receive={"max_object_mb": 128, "min_free_disk_mb": 1})
     assert served.post(body(part10(radiograph(seed=1))))[0] == 200

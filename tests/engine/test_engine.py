@@ -237,6 +237,7 @@ def test_a_queue_can_be_added_while_running_and_an_unnamed_one_is_emptied_then_f
     assert sorted(queue.name for queue in client._dbos.list_queues()) == ["heavy", "light", "new"]
 
 
+@pytest.mark.slow
 def test_a_delayed_job_runs_when_its_time_has_come(engine: Engine, client: Client) -> None:
     engine.register("note", lambda run, payload: time.time())
     engine.start()
@@ -322,6 +323,7 @@ def test_a_job_that_kills_its_process_is_parked_and_the_others_go_on(worker: Wor
     wait_for(lambda: worker.keep_alive() and worker.lines().count("poison start") == 4)
 
 
+@pytest.mark.slow
 def test_a_clean_stop_hands_running_jobs_back_with_no_start_counted(
     worker: Worker, client: Client, database: str, tmp_path: Path
 ) -> None:

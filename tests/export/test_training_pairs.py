@@ -220,6 +220,7 @@ def test_dicom_pairs_are_found_in_one_folder_of_studies(tmp_path: Path, shown: l
     assert "PHANTOM" not in found.patient
 
 
+@pytest.mark.slow
 def test_two_exposures_of_one_study_are_told_apart_by_what_they_name(
     tmp_path: Path, shown: list[PhantomImages]
 ) -> None:
@@ -245,6 +246,7 @@ def test_two_exposures_of_one_study_are_told_apart_by_what_they_name(
     ]
 
 
+@pytest.mark.slow
 def test_dicom_in_two_folders_is_matched_by_study_where_names_differ(
     tmp_path: Path, shown: list[PhantomImages]
 ) -> None:

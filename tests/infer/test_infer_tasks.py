@@ -254,6 +254,7 @@ print(status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-bone", "tiny-restoration", "tiny-anomaly"])
 def test_a_large_image_takes_little_memory(name: str) -> None:
     """4000 x 4000 float32 is 61 MiB; a task holds a few of them beside the source, not dozens."""

@@ -50,6 +50,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_add_list_verify(make_model: MakeModel, config: Path, tmp_path: Path) -> None:
     source = make_model("tiny-bone")
     (source / "notes.txt").write_text("not part of the model")

@@ -69,6 +69,7 @@ def answers(folder: Path, script: str) -> tuple[list[dict[str, Any]], str]:
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
+@pytest.mark.slow
 def test_two_images_that_do_not_fit_are_run_one_by_one(make_model: MakeModel) -> None:
     """A network of two images at once, as a task may run them; the decoder needs 256 MiB an image."""
     folder = make_model("tiny-bone", files={"decoder.onnx": variant("hungry_decoder.onnx")})

@@ -157,6 +157,7 @@ def test_golden_means(arguments: tuple[int, str, str, int, int]) -> None:
     assert found == pytest.approx(GOLDEN[arguments], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_the_same_patient_on_another_matrix() -> None:
     small, large = Phantom(5).render(128), Phantom(5).render(512)
     averaged = large.radiograph.reshape(128, 4, 128, 4).mean((1, 3))

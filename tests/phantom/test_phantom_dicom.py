@@ -41,6 +41,7 @@ def test_dciodvfy_finds_nothing(how: Acquisition, tmp_path: Path, require_tool: 
     assert found == []
 
 
+@pytest.mark.slow
 def test_the_demo_study_is_one_patient_and_two_series() -> None:
     first, second = study(1, rows=128, columns=128)
     assert first.StudyInstanceUID == second.StudyInstanceUID
@@ -55,6 +56,7 @@ def test_the_demo_study_is_one_patient_and_two_series() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_object() -> None:
     one, two = study(1, rows=128, columns=128)[0], study(1, rows=128, columns=128)[0]
     assert one == two
@@ -83,6 +85,7 @@ def test_every_transfer_syntax_holds_the_same_pixels(transfer_syntax: str, tmp_p
         assert path.stat().st_size < 128 * 128 * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_names_survive_their_character_set(name: str, tmp_path: Path) -> None:
     path = tmp_path / "image.dcm"

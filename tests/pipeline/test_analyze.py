@@ -98,6 +98,7 @@ def test_what_the_models_ran_on_and_why_is_in_the_report(tmp_path: Path) -> None
         assert words in told
 
 
+@pytest.mark.slow
 def test_done_again_it_is_the_same(tmp_path: Path) -> None:
     path = write(tmp_path, chest())
     analyze(tmp_path, path)

@@ -179,6 +179,7 @@ def test_what_could_not_be_reported_is_forgotten_in_time(site: Site) -> None:
     assert site.reports() == []
 
 
+@pytest.mark.slow
 def test_what_it_does_not_take_is_answered_so(site: Site) -> None:
     asked = [reference(chest())]
     ask = site.modality.ask

@@ -79,6 +79,7 @@ def test_it_is_sent_again_until_it_is_committed(site: Site) -> None:
     assert {job.status for job in site.bench.deliveries()} == {"done"}
 
 
+@pytest.mark.slow
 def test_a_lasting_refusal_is_a_dead_letter_with_its_reason(site: Site) -> None:
     site.verdicts = [lambda uids: dict.fromkeys(uids, 0x0122)]
     key = site.bench.receive(chest())
@@ -119,6 +120,7 @@ def _until(condition: Callable[[], Any]) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_a_report_that_comes_while_the_worker_is_dead_counts(site: Site) -> None:
     site.verdicts = [lambda uids: None]  # nothing until we say so
     key = site.bench.receive(chest())

@@ -61,6 +61,7 @@ def test_an_image_is_analysed_and_everything_is_delivered(bench: Bench) -> None:
     assert [analysed.result["tasks"][task]["status"] for task in TASKS] == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_the_same_image_again_changes_nothing(bench: Bench) -> None:
     bench.receive(chest())
     bench.work_off()
@@ -95,6 +96,7 @@ def test_pixels_that_cannot_be_read_are_refused_forwarded_and_reported_as_not_an
     assert set(bench.delivered()) == {source.SOPInstanceUID, report.SOPInstanceUID}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_an_object_with_wrong_uids_is_forwarded_and_its_refusal_recorded(bench: Bench) -> None:
     climbing, homeless = chest(1, study=1), chest(1, study=2)
@@ -125,6 +127,7 @@ def a_result(bench: Bench) -> Dataset:
     return next(ds for ds in made if "BONE_SUPPRESSED" in ds.get("ImageType", []))
 
 
+@pytest.mark.slow
 def test_an_own_result_that_comes_back_is_forwarded_as_the_rule_says_and_never_analysed(bench: Bench) -> None:
     result = a_result(bench)
     before = bench.delivered()
@@ -192,6 +195,7 @@ def test_images_of_one_study_get_one_report_and_a_late_one_a_second_that_names_t
     assert predecessor.ReferencedSOPInstanceUID == report.SOPInstanceUID
 
 
+@pytest.mark.slow
 def test_a_report_waits_for_an_image_of_the_study_that_is_still_being_analysed(tmp_path: Path) -> None:
     """Two images, no quiet time at all: still one report, made when both are done."""
     bench = Bench(tmp_path / "node", {"study": {"quiet_seconds": 0}})
@@ -268,6 +272,7 @@ def test_urgency_reaches_every_job_of_the_object(bench: Bench) -> None:
     assert {job.priority for job in jobs} == {URGENT}
 
 
+@pytest.mark.slow
 def test_a_destination_that_refuses_for_good_leaves_a_dead_letter_that_can_be_retried(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "node")
     rules = [{"name": "all", "destinations": ["FOLDER"], "forward_original": True}]
@@ -290,6 +295,7 @@ def test_a_destination_that_refuses_for_good_leaves_a_dead_letter_that_can_be_re
     assert bench.jobs()[f"object/{key}"].status == "done"
 
 
+@pytest.mark.slow
 def test_what_is_old_and_done_is_purged_and_what_is_not_delivered_is_kept(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "node")
     rules = [

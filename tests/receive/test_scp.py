@@ -672,6 +672,7 @@ def test_a_request_without_a_data_set_is_c000(running: Running) -> None:
     assert struct.pack("<HHLH", 0, 0x0900, 2, 0xC000) in answer
 
 
+@pytest.mark.slow
 def test_http_and_noise_on_the_port_do_no_harm(running: Running) -> None:
     for noise in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x02\x00", os.urandom(2000), b""):
         with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
@@ -681,6 +682,7 @@ def test_http_and_noise_on_the_port_do_no_harm(running: Running) -> None:
     association.release()
 
 
+@pytest.mark.slow
 def test_the_log_tells_who_how_much_and_how_long_but_no_patient(
     running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
