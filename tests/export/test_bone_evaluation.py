@@ -13,9 +13,10 @@ pytest.importorskip("torch", reason="the torch side (make test-all)")
 pytest.importorskip("SimpleITK", reason="the torch side (make test-all)")
 
 from export.__main__ import main
+from export.anomaly.data import part_of
 from export.bone_suppression.data import held_out
 from export.bone_suppression.evaluation import nodules, readers, steps, texture
-from export.bone_suppression.evaluation.cases import cases, trained_on
+from export.bone_suppression.evaluation.cases import cases, radiographs, trained_on
 from export.bone_suppression.evaluation.lungs import lungs
 from export.bone_suppression.evaluation.pairs import affine
 from export.bone_suppression.evaluation.statistics import interval, summary
@@ -47,6 +48,21 @@ def test_intervals_are_of_patients_and_only_of_enough_of_them() -> None:
     assert 0.2 <= low < 0.4 < 0.6 < high <= 0.8
     assert interval(values[:14], patients[:14]) is None
     assert summary("x", [1.0, 2.0], ["a", "b"], 1) == {"x": 1.5, "x_each": [1.0, 2.0]}
+
+
+def test_the_unseen_radiographs_are_of_both_views_and_of_many_patients(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    by_view = radiographs(data_dir)
+    assert by_view.keys() == {"PA", "AP"}
+    for view, records in by_view.items():
+        assert {r.view for r in records} == {view}
+        assert {part_of(r.patient) for r in records} == {"test"}
+        patients = [r.patient for r in records]
+        # Everybody once before anybody twice.
+        assert len(set(patients[: len(set(patients))])) == len(set(patients)) >= 50
+        assert len({r.path for r in records}) == len(records)
+    assert radiographs(tmp_path) == {}
 
 
 def test_the_card_says_what_was_trained_on(tmp_path: Path) -> None:

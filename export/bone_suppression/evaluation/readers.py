@@ -22,7 +22,7 @@ from export.bone_suppression.evaluation.statistics import interval, table
 SCALES = {"shadows": ((16.0, 22.0, 30.0), 256), "edges": ((4.0, 6.0), 512)}
 #: Angles of the ribs' normal to the vertical, and of the control, in degrees.
 ACROSS, CONTROL = (-50.0, -25.0, 0.0, 25.0, 50.0), (75.0, 90.0, 105.0)
-COUNT, WORST, USUAL = 100, 10, 16
+PER_VIEW, WORST, USUAL = 50, 10, 16
 NOTE = """\
 Energy of waves in the lungs whose normals lie within 50 degrees of the vertical, as ribs run (Gabor
 filters, two phases): shadows, with periods of 16, 22 and 30 mm, and edges, of 4 and 6 mm. Left: after
@@ -161,7 +161,7 @@ def run(bench: Bench) -> Part:
     for view, records in radiographs(bench.data).items():
         of_view: list[Reading] = []
         for record in records:
-            if len(of_view) == (bench.most or COUNT) // 2:
+            if len(of_view) == (bench.most or PER_VIEW):
                 break
             image = grey(record)
             reading = read(bench, record.path.stem, record.patient, image, image, None)
