@@ -21,7 +21,7 @@ from export.training import TrainingError
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, DEVIATION = 11, 1.5
 #: How much more than others an error counts that takes away from an opacity.
-PROTECTION = 4.0
+PROTECTION = 6.0
 
 
 def ms_ssim(image: Tensor, reference: Tensor, span: float = 2.0) -> Tensor:
