@@ -117,7 +117,7 @@ def evaluate_options(one: ArgumentParser) -> None:
     one.add_argument(
         "--part",
         action="append",
-        choices=("pairs", "nodules", "texture", "steps", "readers"),
+        choices=("pairs", "nodules", "texture", "steps", "readers", "variations"),
         help="what to measure, several times for several; default all of it",
     )
     one.add_argument("--model", type=Path, metavar="FOLDER", help=f"a model's folder; default {FOLDER}")

@@ -15,7 +15,7 @@ pytest.importorskip("SimpleITK", reason="the torch side (make test-all)")
 from export.__main__ import main
 from export.anomaly.data import part_of
 from export.bone_suppression.data import held_out
-from export.bone_suppression.evaluation import nodules, readers, steps, texture
+from export.bone_suppression.evaluation import nodules, readers, steps, texture, variations
 from export.bone_suppression.evaluation.cases import cases, radiographs, trained_on
 from export.bone_suppression.evaluation.lungs import lungs
 from export.bone_suppression.evaluation.pairs import affine
@@ -225,6 +225,27 @@ def test_the_knee_is_the_fewest_steps_that_are_as_good() -> None:
     assert "none" in by
 
 
+def test_both_images_of_a_pair_are_varied_alike(phantom: PhantomImages) -> None:
+    image, truth = phantom.radiograph, phantom.soft_tissue
+    inside = phantom.lung_mask
+    for name, vary in variations.VARIATIONS.items():
+        varied, alike = vary(image, image)
+        np.testing.assert_array_equal(varied, alike, err_msg=name)  # no bones, nothing to take away
+        shown, soft = vary(image, truth)
+        np.testing.assert_array_equal(shown, varied, err_msg=name)  # whatever its soft tissue
+        assert soft.dtype == shown.dtype == np.float32, name
+        assert 0 <= shown.min() <= shown.max() <= 1, name
+        assert (name == "as it is") == np.array_equal(shown, image), name
+        assert (shown - soft)[inside].mean() > 0.002, name  # bones stay bright
+    dot = np.zeros((101, 201), np.float32)
+    dot[48:53, 148:153] = 1
+    turned, _ = variations.placed(90)(dot, dot)
+    assert turned[0:3, 98:103].min() == 1  # 50 to the right of the middle: now above it, counter-clockwise
+    small, _ = variations.placed(size=0.5, border=0.3)(dot, dot)
+    assert small[0, 0] == np.float32(0.3)
+    assert np.unravel_index(small[:, 110:140].argmax(), (101, 30)) == (50, 15)
+
+
 def write_pairs(folder: Path, count: int, size: int = 256) -> None:
     for number in range(count):
         shown = Phantom(100 + number).render(size)
@@ -243,16 +264,21 @@ def test_the_command_prints_tables_and_fills_the_card(
     put_figures(model, {"pairs": {"old": 1}, "texture": {"kept": 2}, "unknown": 3})
     digest_before = read_card(model).digest
     where = ["--data", str(tmp_path), "--runs", str(tmp_path / "runs"), "--pairs", str(site)]
-    asked = ["--part", "pairs", "--part", "readers"]
+    asked = ["--part", "pairs", "--part", "readers", "--part", "variations"]
     main(["evaluate", "bone_suppression", "--model", str(model), *where, *asked])
     out = capsys.readouterr().out
     assert "| site | 1 | not said | as it is |" in out
     card = read_card(model)
     assert card.digest == digest_before
-    assert card.figures.keys() == {"date", "pairs", "texture", "readers"}
+    assert card.figures.keys() == {"date", "pairs", "texture", "readers", "variations"}
     assert card.figures["texture"] == {"kept": 2}
     assert card.figures["pairs"]["site"]["as_it_is"]["psnr_gain"] < -10  # it halves what it sees
     assert card.figures["readers"]["site"]["shadows_left"] < 1
+    varied = card.figures["variations"]["site"]
+    assert varied["as_it_is"]["psnr_gain"] == pytest.approx(
+        card.figures["pairs"]["site"]["as_it_is"]["psnr_gain"], abs=0.01
+    )
+    assert len(varied) == 2 + len(variations.VARIATIONS)
     written = tmp_path / "runs" / "eval" / "tiny-bone"
     assert (written / "pairs.md").read_text() in out
     assert cv2.imread(str(written / "pairs-site.png")).shape == (480, 2400, 3)

@@ -11,7 +11,7 @@ from typing import Any
 from export.bone_suppression.evaluation.part import Bench, Part
 from export.shipping import put_figures
 
-PARTS = ("pairs", "nodules", "texture", "steps", "readers")
+PARTS = ("pairs", "nodules", "texture", "steps", "readers", "variations")
 
 
 def evaluate(bench: Bench, parts: Sequence[str] = PARTS) -> None:
