@@ -411,6 +411,15 @@ def test_pairs_are_cut_turned_and_shown_with_opacities_that_both_have(pairs: lis
             np.array_equal(parts[0], planes[0][y : y + 32, x : x + 32]) for y in range(33) for x in range(33)
         )
     assert 0 < turned < 12
+    framed = 0
+    for seed in range(24):  # what lies beyond an image is the same in both, and no lung
+        grey = np.full((64, 64), 0.5, np.float32)
+        radiograph, soft, inside = cut([grey] * 3, 64, np.random.default_rng(seed))
+        assert np.array_equal(radiograph, soft)
+        bordered = np.abs(radiograph - 0.5) > 1e-6
+        assert inside.min() == 0 if bordered.any() else np.array_equal(inside, radiograph)
+        framed += bool(bordered.any())
+    assert 4 <= framed <= 16
     sizes = []
     for seed in range(40):
         spots = opacities((512, 512), 1024, np.random.default_rng(seed))
@@ -418,7 +427,9 @@ def test_pairs_are_cut_turned_and_shown_with_opacities_that_both_have(pairs: lis
         sizes.append(float((spots != 0).mean()))
     assert min(sizes) == 0 < np.median(sizes) < 0.2
     flat = Squares("flat/0", "0", np.full((2, 64, 64), 30000, np.uint16))
-    shown = [draw(flat, np.random.default_rng(seed), varied=True) for seed in range(20)]
+    both = [draw(flat, np.random.default_rng(seed), varied=True).images for seed in range(20)]
+    assert all(torch.equal(*images) for images in both)
+    shown = [draw(flat, np.random.default_rng(seed), varied=True, as_they_are=1.0) for seed in range(20)]
     assert all(torch.equal(*example.images) for example in shown)
     assert max(example.images[0].std() for example in shown) > 0.01
     for example in shown:  # where they are is told, and belongs to the same pixels
