@@ -234,7 +234,6 @@ def test_both_images_of_a_pair_are_varied_alike(phantom: PhantomImages) -> None:
         shown, soft = vary(image, truth)
         np.testing.assert_array_equal(shown, varied, err_msg=name)  # whatever its soft tissue
         assert soft.dtype == shown.dtype == np.float32, name
-        assert 0 <= shown.min() <= shown.max() <= 1, name
         assert (name == "as it is") == np.array_equal(shown, image), name
         assert (shown - soft)[inside].mean() > 0.002, name  # bones stay bright
     dot = np.zeros((101, 201), np.float32)

@@ -14,7 +14,7 @@ from export.bone_suppression.evaluation.pictures import sheet
 from export.bone_suppression.evaluation.statistics import shown, summary, table
 from export.bone_suppression.metrics import bone_suppression_ratio, psnr
 
-#: A radiograph and its soft tissue (rows, columns) in [0, 1] -> both of them, varied alike.
+#: A radiograph and its soft tissue (rows, columns) in [0, 1] -> both of them, varied alike; clipped later.
 Variation = Callable[[Array, Array], tuple[Array, Array]]
 #: Pairs of a source at most, unless said otherwise.
 USUAL = 8
@@ -50,7 +50,7 @@ def toned(curve: Callable[[Array], Array]) -> Variation:
 
 def sharpened(sigma: float, amount: float) -> Variation:
     """What is finer than ``sigma`` pixels made stronger by ``amount``."""
-    return toned(lambda image: np.clip(image + amount * (image - _blurred(image, sigma)), 0, 1))
+    return toned(lambda image: image + amount * (image - _blurred(image, sigma)))
 
 
 def evened(radiograph: Array, soft: Array) -> tuple[Array, Array]:
@@ -60,7 +60,7 @@ def evened(radiograph: Array, soft: Array) -> tuple[Array, Array]:
 
     def vary(image: Array) -> Array:
         wide = _blurred(image, 40)
-        return np.clip(wide + gain * (image - wide), 0, 1)
+        return wide + gain * (image - wide)
 
     return vary(radiograph), vary(soft)
 
@@ -70,7 +70,7 @@ def noisy(amount: float) -> Variation:
 
     def vary(radiograph: Array, soft: Array) -> tuple[Array, Array]:
         noise = np.random.default_rng(0).normal(0, amount, radiograph.shape).astype(np.float32)
-        return np.clip(radiograph + noise, 0, 1), np.clip(soft + noise, 0, 1)
+        return radiograph + noise, soft + noise
 
     return vary
 
@@ -125,7 +125,7 @@ def suppressed(
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Of each pair the varied radiograph, its truth and the result."""
     for pair in pairs:
-        image, truth = vary(*pair)
+        image, truth = (np.clip(varied, 0, 1) for varied in vary(*pair))
         yield image, truth, bench.suppress(image).image
 
 
