@@ -14,6 +14,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from pacs_node.errors import PacsNodeError
+from pacs_node.infer.providers import native_bf16
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CPU = torch.device("cpu")
@@ -101,7 +102,7 @@ def place(device: str = "auto", precision: str = "auto") -> Iterator[Place]:
     """The place that is asked for, or the best there is. Raises DeviceError.
 
     ``device``: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1". ``precision``: "auto" (bf16 where
-    the device multiplies in it), "bf16" or "fp32". Under ``torchrun`` each process takes the GPU of its
+    the device is faster so), "bf16" or "fp32". Under ``torchrun`` each process takes the GPU of its
     LOCAL_RANK, and they talk by NCCL; without GPUs by gloo.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -151,4 +152,4 @@ def _device(wish: str, world: int) -> torch.device:
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and native_bf16() is not None

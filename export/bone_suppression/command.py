@@ -97,7 +97,7 @@ def options(action: str, one: ArgumentParser) -> None:
         help="state dict of VGG16 for the perceptual loss; default: features that need no download",
     )
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1; several by torchrun")
-    one.add_argument("--precision", default="auto", help="auto (bf16 where there is hardware), bf16 or fp32")
+    one.add_argument("--precision", default="auto", help="auto (bf16 where it is faster), bf16 or fp32")
     one.add_argument("--workers", type=int, default=2, help="threads that prepare samples")
     one.add_argument("--look", type=int, help="iterations between validations, 0 for none until the end")
     one.add_argument("--look-pairs", type=int, default=8, help="pairs of each source to look at, 0 for none")
@@ -156,7 +156,7 @@ def adapt_options(one: ArgumentParser) -> None:
     )
     one.add_argument("--skip-defects", action="store_true", help="leave out what `pairs` calls wrong")
     one.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    one.add_argument("--precision", default="auto", help="auto (bf16 where there is hardware), bf16 or fp32")
+    one.add_argument("--precision", default="auto", help="auto (bf16 where it is faster), bf16 or fp32")
 
 
 def convert_options(one: ArgumentParser) -> None:

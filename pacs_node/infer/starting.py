@@ -13,7 +13,7 @@ from typing import Any
 from pacs_node.errors import ModelError
 from pacs_node.infer import nvidia
 from pacs_node.infer.cards import Card
-from pacs_node.infer.providers import PROVIDERS, Choice, Settings, native_bf16, threads
+from pacs_node.infer.providers import PROVIDERS, Choice, Settings, bf16_products, threads
 
 ON_GPU = ("cuda", "tensorrt")
 # The role whose graph runs at every step: what it saves by a CUDA graph is saved as often.
@@ -120,8 +120,8 @@ def provider_options(
     """By the documentation of ONNX Runtime 1.31 (onnxruntime.ai/docs/execution-providers)."""
     match choice.word:
         case "openvino":
-            # What an int8 graph leaves in floating point is bf16 where that is native.
-            bf16 = choice.precision == "bf16" or (choice.precision == "int8" and native_bf16())
+            # What an int8 graph leaves in floating point waits for memory, of which bf16 moves half.
+            bf16 = choice.precision == "bf16" or (choice.precision == "int8" and bf16_products())
             plugin = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
             plugin |= {"INFERENCE_NUM_THREADS": str(threads(settings)), "PERFORMANCE_HINT": "LATENCY"}
             return {"device_type": "CPU", "load_config": json.dumps({"CPU": plugin})}

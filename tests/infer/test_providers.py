@@ -72,7 +72,10 @@ def test_none_of_those_asked_for_is_an_error() -> None:
 ARITHMETIC = [
     # provider, processor, the card's variants, exact, configured: computed in, and a word of the warning
     ("openvino", "amx_bf16", (), False, "auto", "bf16", ""),
-    ("openvino", "avx512_bf16", (), False, "auto", "bf16", ""),
+    ("openvino", "avx512_bf16 AuthenticAMD", (), False, "auto", "bf16", ""),
+    ("openvino", "avx512_bf16 GenuineIntel", (), False, "auto", "f32", ""),
+    ("openvino", "avx512_bf16 GenuineIntel amx_bf16", (), False, "auto", "bf16", ""),
+    ("openvino", "avx512_bf16 GenuineIntel", (), False, "bf16", "bf16", ""),
     ("openvino", "", (), False, "auto", "f32", ""),
     ("openvino", "amx_bf16", (), True, "auto", "f32", ""),
     ("openvino", "amx_bf16", (), False, "f32", "f32", ""),
@@ -94,18 +97,18 @@ ARITHMETIC = [
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize(("word", "flag", "variants", "exact", "configured", "expected", "told"), ARITHMETIC)
+@pytest.mark.parametrize(("word", "flags", "variants", "exact", "configured", "expected", "told"), ARITHMETIC)
 def test_the_arithmetic(
     monkeypatch: pytest.MonkeyPatch,
     word: str,
-    flag: str,
+    flags: str,
     variants: tuple[Any, ...],
     exact: bool,
     configured: Any,
     expected: str,
     told: str,
 ) -> None:
-    monkeypatch.setattr(providers, "processor_flags", lambda: frozenset({flag}))
+    monkeypatch.setattr(providers, "processor_flags", lambda: frozenset(flags.split()))
     settings = Settings((word,), precision=configured)
     (choice,) = choices(settings, exact=exact, variants=variants, there=ALL)
     assert choice.precision == expected
