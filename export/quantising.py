@@ -3,8 +3,8 @@
 The result is in ONNX's QDQ form (QuantizeLinear, DequantizeLinear), which ONNX Runtime's providers turn into
 integer convolutions. Inputs are unsigned with a zero point, as activations lean to one side; weights are
 signed with a factor for each output channel (Krishnamoorthi, arXiv 1806.08342). Only convolutions over planes
-with many channels are rounded: that is where the time goes. Those of few channels (first and last), of single
-pixels (which carry the residual stream past a block), norms and attention stay float32.
+with many channels are rounded: that is where the time goes. Those of few channels (first and last), norms and
+attention stay float32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ def convolutions(model: onnx.ModelProto) -> list[NodeProto]:
         if node.op_type in OUTPUT_AXIS
         and len(shape := shapes.get(node.input[1], ())) == 4
         and min(shape[:2]) >= CHANNELS
-        and shape[2] * shape[3] > 1
     ]
 
 
