@@ -27,11 +27,13 @@ from export.bone_suppression.convert import Request, convert  # noqa: E402
 from export.bone_suppression.data import (  # noqa: E402
     Order,
     Squares,
+    blurred,
     cut,
     draw,
     left_out,
     levelled,
     opacities,
+    processed,
     vary,
 )
 from export.bone_suppression.losses import difference  # noqa: E402
@@ -436,6 +438,28 @@ def test_pairs_are_cut_turned_and_shown_with_opacities_that_both_have(pairs: lis
         elsewhere = example.images[0][example.opacities == 0]
         assert elsewhere.min() == elsewhere.max()
         assert (example.images[0][example.opacities == 1] != elsewhere[0]).all()
+
+
+def test_processing_is_the_same_for_a_radiograph_and_its_soft_tissue(pairs: list[Squares]) -> None:
+    planes = [plane.astype(np.float32) / 65535 for plane in pairs[0].planes]
+    changed = coarse = grainy = 0
+    for seed in range(40):
+        radiograph, soft, lungs = processed([planes[0], planes[0], planes[2]], np.random.default_rng(seed))
+        assert np.array_equal(radiograph, soft)
+        assert lungs is planes[2]
+        assert 0 <= radiograph.min() <= radiograph.max() <= 1
+        changed += not np.array_equal(radiograph, planes[0])
+        dark, light = (np.full((64, 64), grey, np.float32) for grey in (0.3, 0.6))
+        dark, light = processed([dark, light], np.random.default_rng(seed))
+        coarse += dark.std() < 1e-4
+        grainy += dark.std() > 0.004
+        assert np.allclose(light - dark, 0.3, atol=1e-4)  # what is between the two is left and gets no grain
+    assert 20 <= changed < 40
+    assert coarse + grainy == 40
+    assert 4 <= grainy <= 20
+    wide = cv2.GaussianBlur(planes[0], (0, 0), 8)
+    assert np.abs(blurred(planes[0], 8) - wide).max() < 0.1 * np.ptp(planes[0])
+    assert np.abs(blurred(planes[0], 1.5) - cv2.GaussianBlur(planes[0], (0, 0), 1.5)).max() < 1e-6
 
 
 def test_a_residual_denoiser_begins_with_the_radiograph_itself() -> None:
