@@ -44,6 +44,17 @@ def options(action: str, one: ArgumentParser) -> None:
         evaluate_options(one)
     if action == "adapt":
         adapt_options(one)
+    if action == "onnx":
+        one.add_argument(
+            "--with",
+            dest="others",
+            type=Path,
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="another checkpoint of the denoiser, which went on from the same one: the mean of their "
+            "weights is written; several times for several",
+        )
     if action == "project":
         project_options(one)
     if action not in ("pairs", "train"):
@@ -357,7 +368,8 @@ def onnx(arguments: Namespace) -> None:
     """Writes graphs and card."""
     from export.bone_suppression.ship import ship
 
-    errors = ship(arguments.runs, arguments.models / FOLDER, version=arguments.version)
+    folder = arguments.models / FOLDER
+    errors = ship(arguments.runs, folder, version=arguments.version, others=arguments.others)
     print("largest difference to torch:", ", ".join(f"{role} {error:.1e}" for role, error in errors.items()))
 
 

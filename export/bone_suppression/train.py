@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import nn
 
 from export.bone_suppression.data import Example, Squares, draw
@@ -133,6 +134,19 @@ def load_autoencoder(system: System, path: Path) -> nn.Module:
 def load_denoiser(system: System, path: Path) -> nn.Module:
     """The denoiser of a checkpoint, averaged if it was; its shape must be the system's."""
     return _load(UNet, system.denoiser_shape, path)
+
+
+def merged(networks: Sequence[nn.Module]) -> nn.Module:
+    """The first, given the mean of all their weights.
+
+    Of networks that learnt on from one another, or from the same one, it does what each does best, and as
+    often better than all of them (model soups: Wortsman et al., arXiv 2203.05482).
+    """
+    weights = [network.state_dict() for network in networks]
+    networks[0].load_state_dict(
+        {name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]}
+    )
+    return networks[0]
 
 
 def _load(make: Callable[[Any], nn.Module], shape: Any, path: Path) -> nn.Module:

@@ -40,7 +40,7 @@ from export.bone_suppression.losses import difference  # noqa: E402
 from export.bone_suppression.own import own  # noqa: E402
 from export.bone_suppression.pairs import digest  # noqa: E402
 from export.bone_suppression.pickled import read_checkpoint  # noqa: E402
-from export.bone_suppression.train import load_autoencoder, plan  # noqa: E402
+from export.bone_suppression.train import load_autoencoder, merged, plan  # noqa: E402
 from export.bone_suppression.unet import Shape, UNet  # noqa: E402
 from export.bone_suppression.weights import Graph  # noqa: E402
 from export.devices import DeviceError, Place, place  # noqa: E402
@@ -467,6 +467,17 @@ def test_a_residual_denoiser_begins_with_the_radiograph_itself() -> None:
     sample, condition = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     made = recipes.side_by_side(UNet(shape), sample, condition, torch.tensor([999.0]))
     assert torch.equal(made, condition)
+
+
+def test_the_mean_of_networks_has_the_mean_of_each_weight() -> None:
+    shape = small.system().denoiser_shape
+    networks = [UNet(shape) for _ in range(3)]
+    for number, network in enumerate(networks):
+        network.load_state_dict(
+            {k: torch.full_like(w, float(number**2)) for k, w in network.state_dict().items()}
+        )
+    assert all((weight == torch.tensor(5 / 3)).all() for weight in merged(networks).state_dict().values())
+    assert all((weight == 4).all() for weight in merged(networks[2:]).state_dict().values())
 
 
 def test_what_is_decoded_counts_for_the_denoiser(pairs: list[Squares]) -> None:
