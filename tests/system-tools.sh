@@ -15,6 +15,7 @@ need() { # COMMAND-OR-FILE PACKAGE…
 need storescu dcmtk
 need dciodvfy dicom3tools
 need Orthanc orthanc
+need /usr/share/orthanc/plugins/libOrthancPython.so orthanc-python
 need /usr/share/orthanc/plugins/libOrthancDicomWeb.so orthanc-dicomweb
 need /usr/share/orthanc/plugins/libOrthancGdcm.so orthanc-gdcm
 need chromium chromium

@@ -47,6 +47,11 @@ _ARITHMETIC: dict[str, tuple[Precision, ...]] = {
 }
 
 
+#: Bytes of a model from which memory comes before time: the full-size BS-LDM (1.7 GB) peaks at 3.9 GB in
+#: bf16, at 5.3 in f32.
+LARGE = 1 << 30
+
+
 @dataclass(frozen=True)
 class Settings:
     """How models are run.
@@ -142,12 +147,14 @@ def choices(
     exact: bool = False,
     variants: Collection[Variant] = (),
     built: bool = False,
+    large: bool = False,
     there: Sequence[str] | None = None,
 ) -> list[Choice]:
     """The providers to try, best first; never empty.
 
     ``exact``: f32 unless the configuration forces another (Card.exact). ``variants``: the graphs that the
-    card has beside the f32 one. ``built``: there is a TensorRT engine. ``there`` replaces available().
+    card has beside the f32 one. ``built``: there is a TensorRT engine. ``large``: f32 takes much memory.
+    ``there`` replaces available().
     Raises ModelError if nothing asked for is there, or on an unknown word.
     """
     there = available() if there is None else there
@@ -173,7 +180,7 @@ def choices(
             reason = "the configuration's first choice" if first else "the next in the configured order"
         else:
             reason = "the fastest that is there" if first else "the next fastest that is there"
-        precision, why, warning = _precision(word, settings, exact, variants)
+        precision, why, warning = _precision(word, settings, exact, variants, large)
         if word == "tensorrt" and not built:
             why += "; its engines are built when it first runs (minutes; before: models verify --build)"
         found.append(
@@ -203,11 +210,12 @@ def choices_for(card: Card, role: str, settings: Settings) -> list[Choice]:
         exact=card.exact(role),
         variants=variants,
         built=nvidia.is_built(settings.cache, card),
+        large=card.size > LARGE,
     )
 
 
 def _precision(
-    word: str, settings: Settings, exact: bool, variants: Collection[Variant]
+    word: str, settings: Settings, exact: bool, variants: Collection[Variant], large: bool
 ) -> tuple[Precision, str, tuple[str, ...]]:
     """The arithmetic, why, and what of the configuration's wish cannot be had."""
     wish = settings.precision
@@ -223,7 +231,7 @@ def _precision(
         return "f32", "f32, as its card or its threshold wants", ()
     if word in ("cuda", "tensorrt"):
         return ("f16", "f16, as the card has it", ()) if "f16" in variants else ("f32", "f32", ())
-    return *_on_processor(word, variants), ()
+    return *_on_processor(word, variants, large), ()
 
 
 def native_int8() -> str | None:
@@ -232,7 +240,7 @@ def native_int8() -> str | None:
     return next((flag for flag in flags if flag in processor_flags()), None)
 
 
-def _on_processor(word: str, variants: Collection[Variant]) -> tuple[Precision, str]:
+def _on_processor(word: str, variants: Collection[Variant], large: bool) -> tuple[Precision, str]:
     """The rule for processors, from the full-size BS-LDM on two cores with AVX-512 VNNI and BF16.
 
     OpenVINO, seconds in f32, bf16 and int8 (the rest of it in bf16), on an AMD EPYC: U-Net step 2.4, 1.3,
@@ -245,7 +253,12 @@ def _on_processor(word: str, variants: Collection[Variant]) -> tuple[Precision, 
             return "int8", f"int8, as the card has it and the processor has {flag}"
         if flag := native_bf16():
             return "bf16", f"bf16, as the processor has {flag}"
-        if flag := bf16_products():
+        if (flag := bf16_products()) and large:
+            return (
+                "bf16",
+                f"bf16, slower than f32 by {flag} on this maker's processors, as the model is large",
+            )
+        if flag:
             return "f32", f"f32, as it is faster than bf16 by {flag} on this maker's processors"
         return "f32", "f32, as the processor has no bf16"
     return "f32", "f32"

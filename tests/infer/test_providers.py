@@ -118,6 +118,16 @@ def test_the_arithmetic(
     assert bool(told) == bool(choice.warnings)
 
 
+def test_a_large_model_takes_bf16_for_its_memory_where_f32_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "processor_flags", lambda: frozenset({"avx512_bf16", "GenuineIntel"}))
+    (choice,) = choices(Settings(("openvino",)), large=True, there=ALL)
+    assert choice.precision == "bf16"
+    assert "as the model is large" in choice.reason
+    monkeypatch.setattr(providers, "processor_flags", lambda: frozenset({"avx2"}))
+    (choice,) = choices(Settings(("openvino",)), large=True, there=ALL)
+    assert choice.precision == "f32"
+
+
 def test_the_options_of_each_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def options(word: str, precision: Any, **more: Any) -> dict[str, Any]:
         return provider_options(Choice(providers.PROVIDERS[word], precision, ""), Settings(threads=2), **more)
