@@ -232,7 +232,8 @@ class Infer(Section):
     )
     precision: Literal["auto", "f32", "bf16", "f16", "int8"] = Field(
         "auto",
-        description="auto: the fastest arithmetic that a model and the hardware have; f32: no other; bf16 "
+        description="auto: the fastest arithmetic that a model and the hardware have (for a model of "
+        "over 1 GiB bf16 even where f32 is faster, as it needs less memory); f32: no other; bf16 "
         "(OpenVINO), f16 (GPU) and int8 (processors): this one, where the model has it.",
     )
     steps: Steps = Field(Steps(), description="Sampling steps, where they differ from the model's card.")

@@ -58,9 +58,10 @@ class Settings:
 
     ``providers``: the order asked for, words of PROVIDERS; None takes that of PROVIDERS, where an absent one
     is no warning. ``threads``: 0 for one per core that the process may use. ``precision``: "auto" takes the
-    fastest arithmetic that the card and the provider have, "f32" never any but f32. ``steps``: sampling
-    steps, None for the card's; ``sampler``: its name, likewise. ``cache``: a folder for what providers
-    compile; None keeps nothing. ``without``: providers that are passed over, as they failed on an image.
+    fastest arithmetic that the card and the provider have (a model of over LARGE bytes takes bf16 even where
+    f32 is faster), "f32" never any but f32. ``steps``: sampling steps, None for the card's; ``sampler``: its
+    name, likewise. ``cache``: a folder for what providers compile; None keeps nothing. ``without``: providers
+    that are passed over, as they failed on an image.
     """
 
     providers: tuple[str, ...] | None = None
@@ -253,14 +254,12 @@ def _on_processor(word: str, variants: Collection[Variant], large: bool) -> tupl
             return "int8", f"int8, as the card has it and the processor has {flag}"
         if flag := native_bf16():
             return "bf16", f"bf16, as the processor has {flag}"
-        if (flag := bf16_products()) and large:
-            return (
-                "bf16",
-                f"bf16, slower than f32 by {flag} on this maker's processors, as the model is large",
-            )
-        if flag:
-            return "f32", f"f32, as it is faster than bf16 by {flag} on this maker's processors"
-        return "f32", "f32, as the processor has no bf16"
+        if not (flag := bf16_products()):
+            return "f32", "f32, as the processor has no bf16"
+        where = f"by {flag} on this maker's processors"
+        if large:
+            return "bf16", f"bf16, slower than f32 {where}, as the model is large"
+        return "f32", f"f32, as it is faster than bf16 {where}"
     return "f32", "f32"
 
 
