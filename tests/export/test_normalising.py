@@ -1,0 +1,74 @@
+"""Group normalisation by channel: the same result, also where it is easily lost; other norms stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+torch = pytest.importorskip("torch", reason="the torch side (make test-all)")
+onnx = pytest.importorskip("onnx", reason="the torch side (make test-all)")
+
+from export.normalising import normalise_by_channel  # noqa: E402
+from export.shipping import export_graph  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def rewritten(network: torch.nn.Module, path: Path) -> tuple[onnx.ModelProto, int]:
+    """Exported with the sides open, as the full-size U-Net is."""
+    example = {"plane": torch.randn(1, 8, 6, 4)}
+    export_graph(network, path, example, ["out"], half=False, free={0: "N", 2: "H", 3: "W"})
+    model = onnx.load(str(path))
+    count = normalise_by_channel(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model, count
+
+
+def run(model: onnx.ModelProto, plane: torch.Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {"plane": plane.numpy()})
+    return np.asarray(out)
+
+
+def test_the_result_is_the_same(tmp_path: Path) -> None:
+    """Also of a batch, of other sides, of constant planes and of planes far from zero."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.GroupNorm(4, 8),
+        torch.nn.SiLU(),
+        torch.nn.Conv2d(8, 8, 3),
+        torch.nn.GroupNorm(2, 8, eps=1e-3),
+    )
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    model, count = rewritten(network, tmp_path / "norms.onnx")
+    assert count == 2
+    assert "InstanceNormalization" not in {node.op_type for node in model.graph.node}
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+
+    usual = torch.randn(2, 8, 10, 14)
+    usual[1] *= torch.arange(1, 9).view(8, 1, 1)
+    constant = torch.arange(8.0).div(2, rounding_mode="floor").view(1, 8, 1, 1).expand(1, 8, 10, 14)
+    for plane, tolerance in ((usual, 1e-5), (constant, 1e-5), (usual + 100, 2e-2)):
+        with torch.no_grad():
+            wanted = network(plane).numpy()
+        assert np.abs(run(model, plane) - wanted).max() < tolerance * np.abs(wanted).max()
+
+
+def test_another_normalisation_is_left_alone(tmp_path: Path) -> None:
+    network = torch.nn.InstanceNorm2d(8, affine=True)
+    torch.nn.init.normal_(network.weight)
+    model, count = rewritten(network, tmp_path / "other.onnx")
+    assert count == 0
+    plane = torch.randn(2, 8, 10, 14)
+    with torch.no_grad():
+        assert np.abs(run(model, plane) - network(plane).numpy()).max() < 1e-5
