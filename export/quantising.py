@@ -2,9 +2,9 @@
 
 The result is in ONNX's QDQ form (QuantizeLinear, DequantizeLinear), which ONNX Runtime's providers turn into
 integer convolutions. Inputs are unsigned with a zero point, as activations lean to one side; weights are
-signed with a factor for each output channel (Krishnamoorthi, arXiv 1806.08342). Only convolutions over planes
-with many channels are rounded: that is where the time goes. Those of few channels (first and last), norms and
-attention stay float32.
+signed with a factor for each output channel (Krishnamoorthi, arXiv 1806.08342). Only convolutions with
+many channels are rounded: that is where the time goes. Those of few channels (first and last), norms and what
+attention multiplies stay float32.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ def convolutions(model: onnx.ModelProto) -> list[NodeProto]:
     return [
         node
         for node in model.graph.node
-        if node.op_type in OUTPUT_AXIS
-        and len(shape := shapes.get(node.input[1], ())) == 4
-        and min(shape[:2]) >= CHANNELS
+        if node.op_type in OUTPUT_AXIS and min(shapes.get(node.input[1], (0,))[:2]) >= CHANNELS
     ]
 
 
