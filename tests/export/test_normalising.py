@@ -22,10 +22,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def rewritten(network: torch.nn.Module, path: Path) -> tuple[onnx.ModelProto, int]:
-    """Exported with the sides open, as the full-size U-Net is."""
+def rewritten(network: torch.nn.Module, path: Path, half: bool = False) -> tuple[onnx.ModelProto, int]:
+    """Exported with the sides open, as the full-size U-Net is; ``half``: with weights stored as float16."""
     example = {"plane": torch.randn(1, 8, 6, 4)}
-    export_graph(network, path, example, ["out"], half=False, free={0: "N", 2: "H", 3: "W"})
+    export_graph(network, path, example, ["out"], half=half, smallest=1, free={0: "N", 2: "H", 3: "W"})
     model = onnx.load(str(path))
     count = normalise_by_channel(model)
     onnx.checker.check_model(model, full_check=True)
@@ -38,7 +38,8 @@ def run(model: onnx.ModelProto, plane: torch.Tensor) -> np.ndarray:
     return np.asarray(out)
 
 
-def test_the_result_is_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_the_result_is_the_same(tmp_path: Path, half: bool) -> None:
     """Also of a batch, of other sides, of constant planes and of planes far from zero."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(
@@ -48,8 +49,8 @@ def test_the_result_is_the_same(tmp_path: Path) -> None:
         torch.nn.GroupNorm(2, 8, eps=1e-3),
     )
     for parameter in network.parameters():
-        torch.nn.init.normal_(parameter)
-    model, count = rewritten(network, tmp_path / "norms.onnx")
+        parameter.data = torch.randn(parameter.shape).half().float()  # what float16 holds
+    model, count = rewritten(network, tmp_path / "norms.onnx", half)
     assert count == 2
     assert "InstanceNormalization" not in {node.op_type for node in model.graph.node}
     names = [node.name for node in model.graph.node]
