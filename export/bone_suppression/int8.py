@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.normalising import normalise_by_channel
+from export.normalising import normalise_by_channel, plane_shapes
 from export.quantising import quantise, ranges
 from export.shipping import save_graph, write_card
 from pacs_node.conditions import Conditions
@@ -63,7 +63,7 @@ def int8(
         source = folder / card.files[role]
         found = ranges(source, examples)
         model = onnx.load(str(source))
-        normalise_by_channel(model)
+        normalise_by_channel(model, plane_shapes(source))
         quantise(model, found)
         save_graph(model, folder / files[role])
         del model

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the torch side (make test-all)")
 onnx = pytest.importorskip("onnx", reason="the torch side (make test-all)")
 
-from export.normalising import normalise_by_channel  # noqa: E402
+from export.normalising import normalise_by_channel, plane_shapes  # noqa: E402
 from export.shipping import export_graph  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -22,12 +22,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def rewritten(network: torch.nn.Module, path: Path, half: bool = False) -> tuple[onnx.ModelProto, int]:
-    """Exported with the sides open, as the full-size U-Net is; ``half``: with weights stored as float16."""
-    example = {"plane": torch.randn(1, 8, 6, 4)}
-    export_graph(network, path, example, ["out"], half=half, smallest=1, free={0: "N", 2: "H", 3: "W"})
+def rewritten(network: torch.nn.Module, path: Path) -> tuple[onnx.ModelProto, int]:
+    export_graph(network, path, {"plane": torch.randn(1, 8, 16, 20)}, ["out"], half=False)
     model = onnx.load(str(path))
-    count = normalise_by_channel(model)
+    count = normalise_by_channel(model, plane_shapes(path))
     onnx.checker.check_model(model, full_check=True)
     return model, count
 
@@ -38,28 +36,27 @@ def run(model: onnx.ModelProto, plane: torch.Tensor) -> np.ndarray:
     return np.asarray(out)
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_the_result_is_the_same(tmp_path: Path, half: bool) -> None:
-    """Also of a batch, of other sides, of constant planes and of planes far from zero."""
+def test_the_result_is_the_same(tmp_path: Path) -> None:
+    """Also of a batch, of constant planes and of planes far from zero."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(
         torch.nn.GroupNorm(4, 8),
         torch.nn.SiLU(),
-        torch.nn.Conv2d(8, 8, 3),
+        torch.nn.Conv2d(8, 8, 3, padding=1),
         torch.nn.GroupNorm(2, 8, eps=1e-3),
     )
     for parameter in network.parameters():
-        parameter.data = torch.randn(parameter.shape).half().float()  # what float16 holds
-    model, count = rewritten(network, tmp_path / "norms.onnx", half)
+        parameter.data = torch.randn(parameter.shape)
+    model, count = rewritten(network, tmp_path / "norms.onnx")
     assert count == 2
     assert "InstanceNormalization" not in {node.op_type for node in model.graph.node}
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
 
-    usual = torch.randn(2, 8, 10, 14)
+    usual = torch.randn(2, 8, 16, 20)
     usual[1] *= torch.arange(1, 9).view(8, 1, 1)
-    constant = torch.arange(8.0).div(2, rounding_mode="floor").view(1, 8, 1, 1).expand(1, 8, 10, 14)
-    for plane, tolerance in ((usual, 1e-5), (constant, 1e-5), (usual + 100, 2e-2)):
+    constant = torch.arange(8.0).div(2, rounding_mode="floor").view(1, 8, 1, 1).expand(1, 8, 16, 20)
+    for plane, tolerance in ((usual, 1e-5), (constant, 1e-4), (usual + 100, 2e-2)):
         with torch.no_grad():
             wanted = network(plane).numpy()
         assert np.abs(run(model, plane) - wanted).max() < tolerance * np.abs(wanted).max()
@@ -70,6 +67,13 @@ def test_another_normalisation_is_left_alone(tmp_path: Path) -> None:
     torch.nn.init.normal_(network.weight)
     model, count = rewritten(network, tmp_path / "other.onnx")
     assert count == 0
-    plane = torch.randn(2, 8, 10, 14)
+    plane = torch.randn(2, 8, 16, 20)
     with torch.no_grad():
         assert np.abs(run(model, plane) - network(plane).numpy()).max() < 1e-5
+
+
+def test_small_planes_are_not_worth_it(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.GroupNorm(4, 8), torch.nn.AvgPool2d(2), torch.nn.GroupNorm(4, 8))
+    model, count = rewritten(network, tmp_path / "small.onnx")
+    assert count == 1
+    assert [node.op_type for node in model.graph.node].count("InstanceNormalization") == 1
