@@ -3,10 +3,11 @@
 The exporter writes it as InstanceNormalization of planes whose channels are gathered into groups. That wants
 each channel in one piece, while convolutions on a processor have the channels of a pixel side by side, so
 OpenVINO transposes every plane in front of it and again behind it. Mean and mean square of each channel need
-no such order. A grouped convolution of these few numbers gives every channel the mean of its group's, and
-the subtraction and the factor that are left melt into the activation behind them. It is done in int8 graphs,
-which only run on processors and whose convolutions leave the norms a larger part of the time: on two cores
-of a Xeon a step of the full-size U-Net takes 7 % less.
+no such order, and what was joined from several planes has theirs. A grouped convolution of these few numbers
+gives every channel the mean of its group's. All that scales and shifts whole channels behind the norm, its
+own weights and the time's, is gathered into one factor and one offset a channel, which melt into the
+activation. It is done in int8 graphs, which only run on processors and whose convolutions leave the norms a
+larger part of the time.
 
 The variance is the mean square less the square of the mean, so its relative error is float32's (6e-8) times
 mean square over variance: 6e-4 where a group's mean is a hundred times its deviation.
@@ -17,92 +18,102 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.parser
 from numpy.typing import NDArray
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-#: Planes of fewer pixels gain less than the loading of the additional nodes takes.
-PIXELS = 256
-Shape = tuple[int, int, int]
+from export.rewriting import PIXELS, Shape, formula, put_nodes
 
-#: ``plane`` -> ``normalised``, both (N, C, H, W). ``average``, ``average_pixel`` (C, C / groups, 1, 1) hold
-#: groups / C and groups / (C H W), ``epsilons`` (C) epsilon. The last convolution changes nothing: without it
-#: OpenVINO makes the factor anew for every pixel.
-_FORMULA = """
-group_normalisation (float[N, C, H, W] plane, float[C, K, 1, 1] average, float[C, K, 1, 1] average_pixel,
-                     float[C] epsilons) => (float[N, C, H, W] normalised) {{
-  mean_of_channel = ReduceMean <axes = [2, 3]> (plane)
-  mean = Conv <group = {groups}> (mean_of_channel, average)
+_STATISTICS = """
+statistics (float[N, C, H, W] plane) => (float[N, C, 1, 1] mean, float[N, C, 1, 1] length) {
+  mean = ReduceMean <axes = [2, 3]> (plane)
   length = ReduceL2 <axes = [2, 3]> (plane)
+}
+"""
+#: ``average``, ``average_pixel`` (C, C / groups, 1, 1) hold groups / C and groups / (C H W); ``epsilon`` and
+#: ``epsilons`` (C) the norm's; ``half`` is -1/2, ``pixel`` the axes (2, 3).
+_NORM = """
+norm (float[N, C, 1, 1] mean_of_channel, float[N, C, 1, 1] length, float[C, K, 1, 1] average,
+      float[C, K, 1, 1] average_pixel, float[C] epsilons, float epsilon, float half, int64[2] pixel)
+     => (float[N, C] factor, float[N, C] offset) {{
+  mean = Conv <group = {groups}> (mean_of_channel, average)
   sum_of_squares = Mul (length, length)
   raised_mean_square = Conv <group = {groups}> (sum_of_squares, average_pixel, epsilons)
   squared_mean = Mul (mean, mean)
   difference = Sub (raised_mean_square, squared_mean)
-  epsilon = Constant <value_float = {epsilon:.9g}> ()
   raised_variance = Max (difference, epsilon)
-  exponent = Constant <value_float = -0.5> ()
-  factor_of_channel = Pow (raised_variance, exponent)
-  factor = Conv <group = {groups}> (factor_of_channel, average)
-  centred = Sub (plane, mean)
-  normalised = Mul (centred, factor)
+  reciprocal = Pow (raised_variance, half)
+  moved = Mul (mean, reciprocal)
+  shift = Neg (moved)
+  factor = Squeeze (reciprocal, pixel)
+  offset = Squeeze (shift, pixel)
 }}
+"""
+#: That factor and offset come as rows keeps OpenVINO from making them anew for every pixel.
+_SCALING = """
+scaling (float[N, C, H, W] plane, float[N, C] factor, float[N, C] offset, int64[2] pixel)
+        => (float[N, C, H, W] normalised) {
+  factor_of_channel = Unsqueeze (factor, pixel)
+  offset_of_channel = Unsqueeze (offset, pixel)
+  scaled = Mul (plane, factor_of_channel)
+  normalised = Add (scaled, offset_of_channel)
+}
 """
 
 
 @dataclass(frozen=True)
 class _GroupNorm:
-    """``node``: its InstanceNormalization; ``plane``, of ``shape``, goes in and ``normalised`` comes out."""
+    """``node``: its InstanceNormalization; ``plane``, of ``shape``, goes in. ``scalings``: the Mul and Add of
+    whole channels that follow, each with what it scales or shifts by. ``normalised`` comes out.
+    """
 
     node: NodeProto
     plane: str
-    normalised: str
-    groups: int
     shape: Shape
+    groups: int
+    scalings: tuple[tuple[str, str], ...]
+    normalised: str
 
-    @property
-    def epsilon(self) -> float:
-        (found,) = (attribute.f for attribute in self.node.attribute if attribute.name == "epsilon")
-        return float(found)
-
-    def weights(self) -> dict[str, onnx.TensorProto]:
-        """By their names in the formula; equal ones have equal names in the graph."""
+    def weights(self) -> dict[str, TensorProto]:
+        """By their names in the formulas; equal ones have equal names in the graph."""
         channels, height, width = self.shape
         each = channels // self.groups
+        (epsilon,) = (found.f for found in self.node.attribute if found.name == "epsilon")
         whole = np.full((channels, each, 1, 1), 1 / each, np.float32)
         values = {
-            "average": (whole, f"norms.{channels}.{self.groups}"),
+            "average": (whole, f"{channels}.{self.groups}"),
             "average_pixel": (
                 whole / np.float32(height * width),
-                f"norms.{channels}.{self.groups}.{height}.{width}",
+                f"{channels}.{self.groups}.{height}.{width}",
             ),
-            "epsilons": (np.full(channels, self.epsilon, np.float32), f"norms.{channels}.{self.epsilon:g}"),
+            "epsilons": (np.full(channels, epsilon, np.float32), f"{channels}.{epsilon:g}"),
+            "epsilon": (np.array(epsilon, np.float32), f"{epsilon:g}"),
+            "half": (np.array(-0.5, np.float32), "half"),
+            "pixel": (np.array([2, 3], np.int64), "pixel"),
         }
-        return {role: numpy_helper.from_array(value, name) for role, (value, name) in values.items()}
+        return {
+            role: numpy_helper.from_array(value, f"norms.{name}") for role, (value, name) in values.items()
+        }
 
-    def nodes(self, names: Mapping[str, str]) -> list[NodeProto]:
-        """The formula; its names are ``names`` or begin with that of the node which it replaces."""
-        nodes = onnx.parser.parse_graph(_FORMULA.format(groups=self.groups, epsilon=self.epsilon)).node
-        for new in nodes:
-            new.name = f"{self.node.name}/{new.output[0]}"
-            for ends in (new.input, new.output):
-                ends[:] = [names.get(name, f"{self.node.name}/{name}") for name in ends]
-        return list(nodes)
-
-
-def plane_shapes(path: Path) -> dict[str, Shape]:
-    """(C, H, W) of what is made in the graph and has four dimensions, as far as they are fixed."""
-    model = onnx.load(str(path), load_external_data=False)
-    found = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = {}
-    for value in (*found.graph.input, *found.graph.value_info):
-        sizes = [size.dim_value for size in value.type.tensor_type.shape.dim]
-        if len(sizes) == 4 and all(sizes[1:]):
-            shapes[value.name] = (sizes[1], sizes[2], sizes[3])
-    return shapes
+    def nodes(self, weights: Mapping[str, str], rows: Mapping[str, str]) -> Iterator[NodeProto]:
+        """All but the plane's statistics. ``rows``: of what scales or shifts, those that the graph keeps."""
+        place = self.node.name
+        names = {**weights, "plane": self.plane, "normalised": self.normalised}
+        names |= {"mean_of_channel": f"{self.plane}/mean", "length": f"{self.plane}/length"}
+        yield from formula(_NORM.format(groups=self.groups), place, names)
+        ends = {"factor": f"{place}/factor", "offset": f"{place}/offset"}
+        for number, (kind, by) in enumerate(self.scalings):
+            row = rows.get(by)
+            if row is None:
+                row = f"{place}/row.{number}"
+                yield helper.make_node("Squeeze", [by, weights["pixel"]], [row], row)
+            for end in ("factor", "offset") if kind == "Mul" else ("offset",):
+                after = f"{place}/{end}.{number}"
+                yield helper.make_node(kind, [ends[end], row], [after], after)
+                ends[end] = after
+        yield from formula(_SCALING, place, names | ends)
 
 
 def normalise_by_channel(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> int:
@@ -112,8 +123,34 @@ def normalise_by_channel(model: onnx.ModelProto, shapes: Mapping[str, Shape]) ->
     """
     graph = model.graph
     found = {norm.normalised: norm for norm in _group_norms(graph, shapes)}
-    weights: dict[str, onnx.TensorProto] = {}
+    joined = {node.output[0]: list(node.input) for node in graph.node if _joins_channels(node)}
+    weights: dict[str, TensorProto] = {}
+    used = {by for norm in found.values() for _, by in norm.scalings}
+    rows = {}
+    for weight in graph.initializer:
+        if weight.name in used:
+            row = TensorProto.FromString(weight.SerializeToString())
+            row.name = rows[weight.name] = f"{weight.name}.row"
+            del row.dims[1:]  # (C), as OpenVINO takes the shape of (1, C) for another's
+            weights[row.name] = row
     nodes: list[NodeProto] = []
+    known: set[str] = set()
+
+    def statistics(plane: str) -> None:
+        """Those of ``plane``, once."""
+        if plane in known:
+            return
+        known.add(plane)
+        parts = joined.get(plane)
+        if parts is None:
+            nodes.extend(formula(_STATISTICS, plane, {"plane": plane}))
+            return
+        for part in parts:
+            statistics(part)
+        for kind in ("mean", "length"):
+            whole, those = f"{plane}/{kind}", [f"{part}/{kind}" for part in parts]
+            nodes.append(helper.make_node("Concat", those, [whole], whole, axis=1))
+
     for node in graph.node:
         norm = found.get(node.output[0])
         if norm is None:
@@ -121,23 +158,21 @@ def normalise_by_channel(model: onnx.ModelProto, shapes: Mapping[str, Shape]) ->
             continue
         own = norm.weights()
         weights |= {weight.name: weight for weight in own.values()}
-        names = {role: weight.name for role, weight in own.items()}
-        nodes += norm.nodes(names | {"plane": norm.plane, "normalised": norm.normalised})
+        statistics(norm.plane)
+        nodes += norm.nodes({role: weight.name for role, weight in own.items()}, rows)
     graph.initializer.extend(weights.values())
-    wanted = {output.name for output in graph.output}
-    kept: list[NodeProto] = []
-    for node in reversed(nodes):  # what only led to the old ones goes with them
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            kept.append(NodeProto.FromString(node.SerializeToString()))
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
+    put_nodes(graph, nodes)
     return len(found)
+
+
+def _joins_channels(node: NodeProto) -> bool:
+    return node.op_type == "Concat" and node.attribute[0].i == 1
 
 
 def _group_norms(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterator[_GroupNorm]:
     """Reshape to [0, groups, -1], InstanceNormalization with factors of 1 and offsets of 0, Reshape back."""
     made = {name: node for node in graph.node for name in node.output}
+    outputs = {output.name for output in graph.output}
     users: dict[str, list[NodeProto]] = defaultdict(list)
     for node in graph.node:
         for name in node.input:
@@ -150,6 +185,16 @@ def _group_norms(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterato
             return np.array(np.nan)
         return numpy_helper.to_array(node.attribute[0].t)
 
+    def scalings(name: str, channels: int) -> Iterator[tuple[str, str, str]]:
+        """Mul or Add, by what, and what comes out, as long as nothing else uses what goes in."""
+        while len(users[name]) == 1 and name not in outputs:
+            (node,) = users[name]
+            by = next((other for other in node.input if other != name), "")
+            if node.op_type not in ("Mul", "Add") or shapes.get(by) != (channels, 1, 1):
+                return
+            name = node.output[0]
+            yield node.op_type, by, name
+
     for node in graph.node:
         if node.op_type != "InstanceNormalization":
             continue
@@ -159,6 +204,11 @@ def _group_norms(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> Iterato
         grouped, factors, offsets = (constant(name) for name in (gather.input[1], *node.input[1:]))
         if grouped.size != 3 or grouped[0] != 0 or (factors != 1).any() or (offsets != 0).any():
             continue
-        shape = shapes.get(gather.input[0])
-        if shape is not None and shape[1] * shape[2] >= PIXELS:
-            yield _GroupNorm(node, gather.input[0], back[0].output[0], int(grouped[1]), shape)
+        plane, end = gather.input[0], back[0].output[0]
+        shape = shapes.get(plane)
+        if shape is None or shape[1] * shape[2] < PIXELS:
+            continue
+        found = tuple(scalings(end, shape[0]))
+        end = found[-1][2] if found else end
+        steps = tuple((kind, by) for kind, by, _ in found)
+        yield _GroupNorm(node, plane, shape, int(grouped[1]), steps, end)

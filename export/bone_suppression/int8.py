@@ -19,8 +19,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.normalising import normalise_by_channel, plane_shapes
+from export.activating import approximate_silu
+from export.normalising import normalise_by_channel
 from export.quantising import quantise, ranges
+from export.rewriting import plane_shapes
 from export.shipping import save_graph, write_card
 from pacs_node.conditions import Conditions
 from pacs_node.infer import Settings, make, read_card
@@ -63,7 +65,9 @@ def int8(
         source = folder / card.files[role]
         found = ranges(source, examples)
         model = onnx.load(str(source))
-        normalise_by_channel(model, plane_shapes(source))
+        shapes = plane_shapes(source)
+        normalise_by_channel(model, shapes)
+        approximate_silu(model, shapes)
         quantise(model, found)
         save_graph(model, folder / files[role])
         del model

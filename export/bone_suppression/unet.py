@@ -78,8 +78,9 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         norm, activation, convolution = self.in_layers
         h = convolution(self.resize(activation(norm(x))))
-        scale, shift = self.emb_layers(time)[:, :, None, None].chunk(2, dim=1)
         norm, *rest = self.out_layers
+        # Not by chunk, of whose result the exported graph does not know the shape.
+        scale, shift = self.emb_layers(time)[:, :, None, None].split(norm.num_channels, dim=1)
         h = norm(h) * (1 + scale) + shift
         for layer in rest:
             h = layer(h)

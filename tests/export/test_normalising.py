@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the torch side (make test-all)")
 onnx = pytest.importorskip("onnx", reason="the torch side (make test-all)")
 
-from export.normalising import normalise_by_channel, plane_shapes  # noqa: E402
+from export.normalising import normalise_by_channel  # noqa: E402
+from export.rewriting import plane_shapes  # noqa: E402
 from export.shipping import export_graph  # noqa: E402
+from tests.conftest import absent  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -30,10 +33,16 @@ def rewritten(network: torch.nn.Module, path: Path) -> tuple[onnx.ModelProto, in
     return model, count
 
 
-def run(model: onnx.ModelProto, plane: torch.Tensor) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+def run(model: onnx.ModelProto, plane: torch.Tensor, provider: str = "CPU") -> np.ndarray:
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=[f"{provider}ExecutionProvider"]
+    )
     (out,) = session.run(None, {"plane": plane.numpy()})
     return np.asarray(out)
+
+
+def types(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
 
 
 def test_the_result_is_the_same(tmp_path: Path) -> None:
@@ -49,7 +58,7 @@ def test_the_result_is_the_same(tmp_path: Path) -> None:
         parameter.data = torch.randn(parameter.shape)
     model, count = rewritten(network, tmp_path / "norms.onnx")
     assert count == 2
-    assert "InstanceNormalization" not in {node.op_type for node in model.graph.node}
+    assert "InstanceNormalization" not in types(model)
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
 
@@ -60,6 +69,44 @@ def test_the_result_is_the_same(tmp_path: Path) -> None:
         with torch.no_grad():
             wanted = network(plane).numpy()
         assert np.abs(run(model, plane) - wanted).max() < tolerance * np.abs(wanted).max()
+
+
+class Timed(torch.nn.Module):
+    """As the denoiser does it: a time scales and shifts, planes are joined with earlier ones, two use one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (torch.nn.GroupNorm(4, width) for width in (8, 16, 8))
+        self.time = torch.nn.Linear(8, 16)
+
+    def forward(self, plane: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.time(plane[:, :, 0, 0])[:, :, None, None].split(8, dim=1)
+        scaled = self.first(plane) * (1 + scale) + shift
+        joined = torch.relu(self.second(torch.cat((scaled.sigmoid(), plane), dim=1)))
+        normalised = self.third(plane)
+        return torch.cat((joined, normalised, normalised + plane), dim=1)
+
+
+@pytest.mark.parametrize("provider", ["CPU", "OpenVINO"])
+def test_what_scales_and_joins_channels_is_part_of_it(provider: str, tmp_path: Path) -> None:
+    if f"{provider}ExecutionProvider" not in onnxruntime.get_available_providers():
+        absent(f"the {provider} provider is not installed")
+    torch.manual_seed(0)
+    network = Timed()
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape)
+    model, count = rewritten(network, tmp_path / "timed.onnx")
+    assert count == 3
+    assert types(model)["ReduceMean"] == types(model)["ReduceL2"] == 2  # of the plane and of the sigmoid
+    unsqueezed = {node.output[0] for node in model.graph.node if "_of_channel" in node.name}
+    on_planes = [node.op_type for node in model.graph.node if unsqueezed.intersection(node.input)]
+    assert Counter(on_planes) == {"Mul": 3, "Add": 3}
+
+    for batch in (1, 3):
+        plane = torch.randn(batch, 8, 16, 20)
+        with torch.no_grad():
+            wanted = network(plane).numpy()
+        assert np.abs(run(model, plane, provider) - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
 def test_another_normalisation_is_left_alone(tmp_path: Path) -> None:
@@ -76,4 +123,4 @@ def test_small_planes_are_not_worth_it(tmp_path: Path) -> None:
     network = torch.nn.Sequential(torch.nn.GroupNorm(4, 8), torch.nn.AvgPool2d(2), torch.nn.GroupNorm(4, 8))
     model, count = rewritten(network, tmp_path / "small.onnx")
     assert count == 1
-    assert [node.op_type for node in model.graph.node].count("InstanceNormalization") == 1
+    assert types(model)["InstanceNormalization"] == 1

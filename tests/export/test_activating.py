@@ -1,0 +1,65 @@
+"""SiLU as a polynomial: near enough everywhere, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+torch = pytest.importorskip("torch", reason="the torch side (make test-all)")
+onnx = pytest.importorskip("onnx", reason="the torch side (make test-all)")
+
+from export.activating import ERROR, approximate_silu  # noqa: E402
+from export.rewriting import plane_shapes  # noqa: E402
+from export.shipping import export_graph  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+class Others(torch.nn.Module):
+    """Sigmoid of something else, and SiLU of a plane that is too small."""
+
+    def forward(self, plane: torch.Tensor) -> torch.Tensor:
+        gated = plane * (plane + 1).sigmoid()
+        small = torch.nn.functional.silu(plane[:, :, :8, :8])
+        return gated + small.mean((2, 3), keepdim=True)
+
+
+def rewritten(network: torch.nn.Module, path: Path) -> tuple[onnx.ModelProto, int]:
+    export_graph(network, path, {"plane": torch.randn(1, 4, 32, 32)}, ["out"], half=False)
+    model = onnx.load(str(path))
+    count = approximate_silu(model, plane_shapes(path))
+    onnx.checker.check_model(model, full_check=True)
+    return model, count
+
+
+def run(model: onnx.ModelProto, plane: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {"plane": plane})
+    return np.asarray(out)
+
+
+def test_it_is_near_silu_everywhere(tmp_path: Path) -> None:
+    model, count = rewritten(torch.nn.Sequential(torch.nn.SiLU(), torch.nn.SiLU()), tmp_path / "silu.onnx")
+    assert count == 2
+    assert "Sigmoid" not in {node.op_type for node in model.graph.node}
+
+    model, count = rewritten(torch.nn.SiLU(), tmp_path / "silu.onnx")
+    x = np.concatenate([np.linspace(-12, 12, 4095), [1e4]]).astype(np.float32).reshape(1, 4, 32, 32)
+    difference = np.abs(run(model, x) - x / (1 + np.exp(-x.astype(np.float64))))
+    assert 0.9 * ERROR < difference.max() < ERROR
+    assert difference[np.abs(x) < 1e-3].max() < 1e-4
+    (outer,) = run(model, np.full((1, 4, 32, 32), -1e4, np.float32))
+    assert np.abs(outer).max() < 1e-4
+
+
+def test_other_sigmoids_and_small_planes_are_left_alone(tmp_path: Path) -> None:
+    network = Others()
+    model, count = rewritten(network, tmp_path / "others.onnx")
+    assert count == 0
+    assert Counter(node.op_type for node in model.graph.node)["Sigmoid"] == 2
+    plane = torch.randn(1, 4, 32, 32)
+    assert np.abs(run(model, plane.numpy()) - network(plane).numpy()).max() < 1e-5
