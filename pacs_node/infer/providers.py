@@ -245,7 +245,7 @@ def _on_processor(word: str, variants: Collection[Variant], large: bool) -> tupl
     """The rule for processors, from the full-size BS-LDM on two cores with AVX-512 VNNI and BF16.
 
     OpenVINO, seconds in f32, bf16 and int8 (the rest of it in bf16), on an AMD EPYC: U-Net step 2.4, 1.3,
-    0.7; encoder 18, 5.9, 2.9; decoder 11, 5.7, 2.8; on an Intel Xeon without AMX: 2.0, 2.7, 0.6; 10.6, 14.2,
+    0.7; encoder 18, 5.9, 2.9; decoder 11, 5.7, 2.8; on an Intel Xeon without AMX: 2.0, 2.7, 0.5; 10.6, 14.2,
     1.7; 8.7, 15.1, 1.9. ONNX Runtime's own CPU provider runs the int8 U-Net slower (3.1) than OpenVINO the
     f32 one, and the encoder hardly faster (9.3, from 10.9): it takes the f32 graphs.
     """
