@@ -175,14 +175,27 @@ class Spool:
     def _own_area(self) -> Path:
         """This process's folder under ``incoming/``, locked for as long as the process lives."""
         with self._area_lock:
-            if self._area is None or not self._area.is_dir():
-                area = self.root / INCOMING / secrets.token_hex(8)
-                make_folder(area, PRIVATE)
-                # The lock goes with the process, however it ends: what a dead process left is then known as
-                # such.
-                fcntl.flock(os.open(area, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._area = area
+            while self._area is None or not self._area.is_dir():
+                self._area = self._new_area()
             return self._area
+
+    def _new_area(self) -> Path | None:
+        """A new folder under ``incoming/`` and its lock, which goes with the process, however it ends: what a
+        dead process left is then known as such. None if another process, in ``prepare``, was faster to the
+        lock and took the folder for a dead one's.
+        """
+        area = self.root / INCOMING / secrets.token_hex(8)
+        make_folder(area, PRIVATE)
+        try:
+            descriptor = os.open(area, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return None
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if area.is_dir():
+                return area
+        os.close(descriptor)
+        return None
 
     def prepare(self) -> int:
         """Make the root folder and remove what processes that are gone left half received; how many did."""

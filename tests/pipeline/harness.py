@@ -123,7 +123,8 @@ class Bench:
     def work_off(self, seconds: float = WAIT, **how: Any) -> None:
         """Run the worker until no job is unfinished."""
         child = self.work(until_idle=True, **how)
-        assert child.wait(seconds) == 0
+        code = child.wait(seconds)
+        assert code == 0, f"the worker's exit code is {code}"
 
 
 class Listening(Bench):

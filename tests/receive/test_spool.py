@@ -97,6 +97,25 @@ def test_a_process_that_died_leaves_its_half_and_the_next_removes_it(spool: Spoo
     mine.discard()
 
 
+def test_a_process_that_starts_does_not_take_the_first_object_of_another(spool: Spool) -> None:
+    """Which has made its folder and is about to lock it."""
+    ended = threading.Event()
+
+    def start_again_and_again() -> None:
+        while not ended.is_set():
+            Spool(spool.root).prepare()
+
+    with ThreadPoolExecutor(1) as other:
+        starts = other.submit(start_again_and_again)
+        try:
+            for number in range(150):  # each Spool stands for a process
+                put(Spool(spool.root), sop=f"1.2.{number}")
+        finally:
+            ended.set()
+        starts.result()
+    assert len(spool.objects(uid_hash("1.2"))) == 150
+
+
 def test_a_crash_before_the_rename_leaves_no_object_and_the_repeat_is_new(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
