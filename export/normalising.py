@@ -33,7 +33,7 @@ statistics (float[N, C, H, W] plane) => (float[N, C, 1, 1] mean, float[N, C, 1, 
 }
 """
 #: ``average``, ``average_pixel`` (C, C / groups, 1, 1) hold groups / C and groups / (C H W); ``epsilon`` and
-#: ``epsilons`` (C) the norm's; ``half`` is -1/2, ``pixel`` the axes (2, 3).
+#: ``epsilons`` (C) the norm's; ``half`` is -1/2, ``pixel`` the axes (-2, -1).
 _NORM = """
 norm (float[N, C, 1, 1] mean_of_channel, float[N, C, 1, 1] length, float[C, K, 1, 1] average,
       float[C, K, 1, 1] average_pixel, float[C] epsilons, float epsilon, float half, int64[2] pixel)
@@ -91,24 +91,22 @@ class _GroupNorm:
             "epsilons": (np.full(channels, epsilon, np.float32), f"{channels}.{epsilon:g}"),
             "epsilon": (np.array(epsilon, np.float32), f"{epsilon:g}"),
             "half": (np.array(-0.5, np.float32), "half"),
-            "pixel": (np.array([2, 3], np.int64), "pixel"),
+            "pixel": (np.array([-2, -1], np.int64), "pixel"),
         }
         return {
             role: numpy_helper.from_array(value, f"norms.{name}") for role, (value, name) in values.items()
         }
 
-    def nodes(self, weights: Mapping[str, str], rows: Mapping[str, str]) -> Iterator[NodeProto]:
-        """All but the plane's statistics. ``rows``: of what scales or shifts, those that the graph keeps."""
+    def nodes(self, weights: Mapping[str, str]) -> Iterator[NodeProto]:
+        """All but the plane's statistics."""
         place = self.node.name
         names = {**weights, "plane": self.plane, "normalised": self.normalised}
         names |= {"mean_of_channel": f"{self.plane}/mean", "length": f"{self.plane}/length"}
         yield from formula(_NORM.format(groups=self.groups), place, names)
         ends = {"factor": f"{place}/factor", "offset": f"{place}/offset"}
         for number, (kind, by) in enumerate(self.scalings):
-            row = rows.get(by)
-            if row is None:
-                row = f"{place}/row.{number}"
-                yield helper.make_node("Squeeze", [by, weights["pixel"]], [row], row)
+            row = f"{place}/row.{number}"
+            yield helper.make_node("Squeeze", [by, weights["pixel"]], [row], row)
             for end in ("factor", "offset") if kind == "Mul" else ("offset",):
                 after = f"{place}/{end}.{number}"
                 yield helper.make_node(kind, [ends[end], row], [after], after)
@@ -125,14 +123,6 @@ def normalise_by_channel(model: onnx.ModelProto, shapes: Mapping[str, Shape]) ->
     found = {norm.normalised: norm for norm in _group_norms(graph, shapes)}
     joined = {node.output[0]: list(node.input) for node in graph.node if _joins_channels(node)}
     weights: dict[str, TensorProto] = {}
-    used = {by for norm in found.values() for _, by in norm.scalings}
-    rows = {}
-    for weight in graph.initializer:
-        if weight.name in used:
-            row = TensorProto.FromString(weight.SerializeToString())
-            row.name = rows[weight.name] = f"{weight.name}.row"
-            del row.dims[1:]  # (C), as OpenVINO takes the shape of (1, C) for another's
-            weights[row.name] = row
     nodes: list[NodeProto] = []
     known: set[str] = set()
 
@@ -159,7 +149,7 @@ def normalise_by_channel(model: onnx.ModelProto, shapes: Mapping[str, Shape]) ->
         own = norm.weights()
         weights |= {weight.name: weight for weight in own.values()}
         statistics(norm.plane)
-        nodes += norm.nodes({role: weight.name for role, weight in own.items()}, rows)
+        nodes += norm.nodes({role: weight.name for role, weight in own.items()})
     graph.initializer.extend(weights.values())
     put_nodes(graph, nodes)
     return len(found)

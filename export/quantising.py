@@ -18,6 +18,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from export.rewriting import put_nodes
+
 #: Fewer input or output channels than this are not worth rounding.
 CHANNELS = 16
 #: The axis of a weight's output channels.
@@ -76,9 +78,7 @@ def quantise(model: onnx.ModelProto, limits: Mapping[str, Range]) -> None:
             rounded |= {given, weight.name}
             node.input[0], node.input[1] = f"{given}.rounded", f"{weight.name}.rounded"
         nodes.append(node)
-    nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    put_nodes(model.graph, nodes)
 
 
 def _round_input(model: onnx.ModelProto, name: str, limits: Range) -> list[NodeProto]:

@@ -20,15 +20,14 @@ def plane_shapes(path: Path) -> dict[str, Shape]:
     """
     model = onnx.load(str(path), load_external_data=False)
     found = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {}
+    shapes = {weight.name: tuple(weight.dims) for weight in found.initializer}
     for value in (*found.input, *found.value_info):
-        sizes = [size.dim_value for size in value.type.tensor_type.shape.dim]
-        if len(sizes) == 4 and all(sizes[1:]):
-            shapes[value.name] = (sizes[1], sizes[2], sizes[3])
-    for weight in found.initializer:
-        if len(weight.dims) == 3:
-            shapes[weight.name] = (weight.dims[0], weight.dims[1], weight.dims[2])
-    return shapes
+        shapes[value.name] = tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
+    return {
+        name: (sizes[-3], sizes[-2], sizes[-1])
+        for name, sizes in shapes.items()
+        if len(sizes) in (3, 4) and all(sizes[-3:])
+    }
 
 
 def formula(text: str, place: str, names: Mapping[str, str]) -> Iterator[NodeProto]:

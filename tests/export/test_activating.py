@@ -6,15 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 torch = pytest.importorskip("torch", reason="the torch side (make test-all)")
 onnx = pytest.importorskip("onnx", reason="the torch side (make test-all)")
 
 from export.activating import ERROR, approximate_silu  # noqa: E402
-from export.rewriting import plane_shapes  # noqa: E402
-from export.shipping import export_graph  # noqa: E402
+from tests.export.rewritten import rewrite, run  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -29,17 +27,7 @@ class Others(torch.nn.Module):
 
 
 def rewritten(network: torch.nn.Module, path: Path) -> tuple[onnx.ModelProto, int]:
-    export_graph(network, path, {"plane": torch.randn(1, 4, 32, 32)}, ["out"], half=False)
-    model = onnx.load(str(path))
-    count = approximate_silu(model, plane_shapes(path))
-    onnx.checker.check_model(model, full_check=True)
-    return model, count
-
-
-def run(model: onnx.ModelProto, plane: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (out,) = session.run(None, {"plane": plane})
-    return np.asarray(out)
+    return rewrite(approximate_silu, network, torch.randn(1, 4, 32, 32), path)
 
 
 def test_it_is_near_silu_everywhere(tmp_path: Path) -> None:
@@ -49,10 +37,10 @@ def test_it_is_near_silu_everywhere(tmp_path: Path) -> None:
 
     model, count = rewritten(torch.nn.SiLU(), tmp_path / "silu.onnx")
     x = np.concatenate([np.linspace(-12, 12, 4095), [1e4]]).astype(np.float32).reshape(1, 4, 32, 32)
-    difference = np.abs(run(model, x) - x / (1 + np.exp(-x.astype(np.float64))))
+    difference = np.abs(run(model, torch.from_numpy(x)) - x / (1 + np.exp(-x.astype(np.float64))))
     assert 0.9 * ERROR < difference.max() < ERROR
     assert difference[np.abs(x) < 1e-3].max() < 1e-4
-    (outer,) = run(model, np.full((1, 4, 32, 32), -1e4, np.float32))
+    (outer,) = run(model, torch.full((1, 4, 32, 32), -1e4))
     assert np.abs(outer).max() < 1e-4
 
 
@@ -62,4 +50,4 @@ def test_other_sigmoids_and_small_planes_are_left_alone(tmp_path: Path) -> None:
     assert count == 0
     assert Counter(node.op_type for node in model.graph.node)["Sigmoid"] == 2
     plane = torch.randn(1, 4, 32, 32)
-    assert np.abs(run(model, plane.numpy()) - network(plane).numpy()).max() < 1e-5
+    assert np.abs(run(model, plane) - network(plane).numpy()).max() < 1e-5

@@ -13,9 +13,8 @@ torch = pytest.importorskip("torch", reason="the torch side (make test-all)")
 onnx = pytest.importorskip("onnx", reason="the torch side (make test-all)")
 
 from export.normalising import normalise_by_channel  # noqa: E402
-from export.rewriting import plane_shapes  # noqa: E402
-from export.shipping import export_graph  # noqa: E402
 from tests.conftest import absent  # noqa: E402
+from tests.export.rewritten import rewrite, run  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -25,20 +24,8 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def rewritten(network: torch.nn.Module, path: Path) -> tuple[onnx.ModelProto, int]:
-    export_graph(network, path, {"plane": torch.randn(1, 8, 16, 20)}, ["out"], half=False)
-    model = onnx.load(str(path))
-    count = normalise_by_channel(model, plane_shapes(path))
-    onnx.checker.check_model(model, full_check=True)
-    return model, count
-
-
-def run(model: onnx.ModelProto, plane: torch.Tensor, provider: str = "CPU") -> np.ndarray:
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=[f"{provider}ExecutionProvider"]
-    )
-    (out,) = session.run(None, {"plane": plane.numpy()})
-    return np.asarray(out)
+def rewritten(network: torch.nn.Module, path: Path, half: bool = False) -> tuple[onnx.ModelProto, int]:
+    return rewrite(normalise_by_channel, network, torch.randn(1, 8, 16, 20), path, half)
 
 
 def types(model: onnx.ModelProto) -> Counter[str]:
@@ -88,14 +75,15 @@ class Timed(torch.nn.Module):
 
 
 @pytest.mark.parametrize("provider", ["CPU", "OpenVINO"])
-def test_what_scales_and_joins_channels_is_part_of_it(provider: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_what_scales_and_joins_channels_is_part_of_it(provider: str, half: bool, tmp_path: Path) -> None:
     if f"{provider}ExecutionProvider" not in onnxruntime.get_available_providers():
         absent(f"the {provider} provider is not installed")
     torch.manual_seed(0)
     network = Timed()
     for parameter in network.parameters():
-        parameter.data = torch.randn(parameter.shape)
-    model, count = rewritten(network, tmp_path / "timed.onnx")
+        parameter.data = torch.randn(parameter.shape).half().float()  # what float16 holds
+    model, count = rewritten(network, tmp_path / "timed.onnx", half)
     assert count == 3
     assert types(model)["ReduceMean"] == types(model)["ReduceL2"] == 2  # of the plane and of the sigmoid
     unsqueezed = {node.output[0] for node in model.graph.node if "_of_channel" in node.name}
