@@ -113,9 +113,12 @@ def convert(request: Request, say: Callable[[str], None] = print) -> Path:
         figures: dict[str, Any] = {"largest difference to torch": errors}
         if "int8" in request.variants:
             plain = {key: value for key, value in content.items() if key != "variants"}
-            files, figures["int8"] = int8(folder, plain, request.images, request.int8, say)
-            if files:
-                content.setdefault("variants", {})["int8"] = files
+            found = int8(folder, plain, request.images, request.int8, say)
+            figures["int8"] = found.figures
+            if found.files:
+                content.setdefault("variants", {})["int8"] = found.files
+            if found.deep_reach is not None:
+                content["diffusion"]["deep_reach"] = found.deep_reach
         write_card(folder, content)
         put_figures(folder, figures)
         read_card(folder).verify()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 
 from export.activating import approximate_silu
+from export.bone_suppression.shallow import cut
 from export.normalising import normalise_by_channel
 from export.quantising import quantise, ranges
 from export.rewriting import plane_shapes
@@ -30,11 +32,14 @@ from pacs_node.infer.cards import Card
 from pacs_node.infer.diffusion import Count, Diffusion, encode
 from pacs_node.infer.geometry import Frame
 from pacs_node.infer.sampling.noise import Noise
+from pacs_node.infer.sampling.plans import plan
 from pacs_node.infer.session import open_session
+from pacs_node.infer.tables import asked_for
 from pacs_node.phantom import Phantom
 
 Array = NDArray[np.float32]
 ROLES = ("encoder", "denoiser", "decoder")
+SHALLOW = "shallow.int8.onnx"
 PROCESSOR = ("openvino", "cpu")
 
 
@@ -49,12 +54,21 @@ class Int8:
     levels: int = 8
 
 
+@dataclass(frozen=True)
+class Found:
+    """``files`` by role, for the card's [variants.int8]; its ``deep_reach`` if ``shallow`` is among them."""
+
+    files: dict[str, str]
+    deep_reach: float | None
+    figures: dict[str, Any]
+
+
 def int8(
     folder: Path, content: dict[str, Any], images: Sequence[Array], how: Int8, say: Callable[[str], None]
-) -> tuple[dict[str, str], dict[str, Any]]:
+) -> Found:
     """Writes the int8 graphs that pass the gate into ``folder``, whose card (``content``) has float32 graphs.
 
-    ``images``: radiographs, float32 in [0, 1]; none for drawn ones. Returns the files by role, and figures.
+    ``images``: radiographs, float32 in [0, 1]; none for drawn ones.
     """
     write_card(folder, content)
     card = read_card(folder)
@@ -75,31 +89,64 @@ def int8(
 
     exact = list(_results(folder, content, {}, tried, how.steps))
 
-    def psnr(roles: Sequence[str]) -> float:
-        """The worst over the images that are tried, with int8 for ``roles``."""
-        chosen = {role: files[role] for role in roles}
-        made = _results(folder, content, chosen, tried, how.steps)
+    def psnr(chosen: dict[str, str], reach: float | None = None) -> float:
+        """The worst over the images that are tried, with these int8 graphs."""
+        made = _results(folder, _reaching(content, reach), chosen, tried, how.steps)
         worst = min(_psnr(a, b) for a, b in zip(made, exact, strict=True))
         verdict = "good enough" if worst >= how.min_psnr else f"less than {how.min_psnr:g} dB"
-        say(f"int8 {', '.join(roles)}: {worst:.1f} dB from float32, {verdict}")
+        say(f"int8 {', '.join(chosen)}: {worst:.1f} dB from float32, {verdict}")
         return worst
 
     figures: dict[str, Any] = {"images": len(tried), "steps": how.steps, "psnr asked for": how.min_psnr}
-    kept = list(ROLES)
+    kept = files
     figures["psnr"] = psnr(kept)
     if figures["psnr"] < how.min_psnr:
-        alone = {role: psnr([role]) for role in ROLES}
+        alone = {role: psnr({role: file}) for role, file in files.items()}
         figures["psnr alone"] = {role: round(value, 1) for role, value in alone.items()}
-        kept = [role for role in ROLES if alone[role] >= how.min_psnr]
+        kept = {role: file for role, file in files.items() if alone[role] >= how.min_psnr}
         if len(kept) > 1 and psnr(kept) < how.min_psnr:
-            kept = [max(kept, key=lambda role: alone[role])]
-    figures["psnr"] = round(figures["psnr"], 1)
-    for role in set(ROLES) - set(kept):
-        path = folder / files[role]
-        path.unlink()
-        path.with_suffix(".data").unlink(missing_ok=True)
+            best = max(kept, key=lambda role: alone[role])
+            kept = {best: files[best]}
+    for role in files.keys() - kept.keys():
+        _remove(folder / files[role])
         say(f"{role}: no int8 graph, as it does not hold the model's quality")
-    return {role: files[role] for role in kept}, figures | {"graphs": kept}
+
+    reach = _spacing(card, how.steps) if "denoiser" in kept else None
+    if reach is not None:
+        whole, shallow = (folder / file for file in (files["denoiser"], SHALLOW))
+        before = whole.read_bytes()
+        more = kept | {"shallow": SHALLOW}
+        if not cut(whole, shallow):
+            reach = None
+        elif (together := psnr(more, reach)) >= how.min_psnr:
+            kept, figures["psnr"] = more, together
+        else:
+            reach = None
+            _remove(shallow)
+            whole.write_bytes(before)
+            say("shallow: every step is made by the whole denoiser, to hold the model's quality")
+    figures |= {"psnr": round(figures["psnr"], 1), "graphs": list(kept)}
+    return Found(kept, reach, figures)
+
+
+def _remove(graph: Path) -> None:
+    """With the weights that lie beside it."""
+    graph.unlink()
+    graph.with_suffix(".data").unlink(missing_ok=True)
+
+
+def _reaching(content: dict[str, Any], reach: float | None) -> dict[str, Any]:
+    """The card with that deep_reach."""
+    return content if reach is None else content | {"diffusion": content["diffusion"] | {"deep_reach": reach}}
+
+
+def _spacing(card: Card, steps: int) -> float | None:
+    """The longest way, in time steps, from one evaluation to the next; None for a single one."""
+    if card.diffusion is None or card.sampler is None:
+        raise ValueError(f"{card.folder}: a model without [diffusion]")
+    walked = plan(Noise(card.diffusion), asked_for(card.sampler, None, steps), steps)
+    times = [step.level.told for step in walked]
+    return max((abs(b - a) for a, b in pairwise(times)), default=None)
 
 
 def _examples(card: Card, images: Sequence[Array], how: Int8) -> dict[str, list[dict[str, Array]]]:

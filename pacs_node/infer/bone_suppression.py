@@ -43,9 +43,11 @@ class BoneSuppression:
         self.card, self.settings = card, settings
         roles = ["encoder", "denoiser", "decoder", *(["lungs"] if card.local else [])]
         self.sessions = tuple(open_session(card, role, settings) for role in roles)
-        self._encoder, self._denoiser, self._decoder = self.sessions[:3]
+        self._encoder, denoiser, self._decoder = self.sessions[:3]
         self._lungs = self.sessions[3] if card.local else None
-        self._diffusion = Diffusion(card, self._denoiser, settings)
+        self._diffusion = Diffusion(card, denoiser, settings)
+        if self._diffusion.shallow is not None:
+            self.sessions = (*self.sessions, self._diffusion.shallow)
         start = self._diffusion.table.clip_start
         self._lanes = [Lane(start)]
         if card.local is not None:

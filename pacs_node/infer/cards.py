@@ -21,6 +21,7 @@ measured at::
     denoiser = "denoiser.f16.onnx"      # is each role; inputs and outputs stay float32
     [variants.int8]                     # the same for processors
     denoiser = "denoiser.int8.onnx"
+    shallow = "shallow.int8.onnx"       # bone_suppression: the denoiser's first level alone, see deep_reach
     [digests]                           # every file, ONNX external data included
     "encoder.onnx" = "sha256:<64 hexadecimal digits>"
     [input]
@@ -36,6 +37,7 @@ measured at::
     latent_scale = 1.0                  # what the latent is multiplied by before it is noised
     clip_start = 1.4                    # |clean| <= clip_start + clip_slope * training steps walked so far;
     clip_slope = 0.003                  # left out: no limit
+    deep_reach = 50.0                   # time steps for which a shallow graph may use what lies deeper again
     [sampler]                           # the rest of its keys stands in tables.py
     name = "ddim"                       # or "ddpm", "dpmpp_multistep", "lcm" … (sampling/ has them all)
     steps = 20
@@ -224,15 +226,17 @@ class Card(Part):
         roles = set(CONTRACT[self.task])
         if self.local is None:
             roles.discard("lungs")
-        if set(self.files) != roles:
+        if set(self.files) != (whole := roles - {"shallow"}):
             raise ValueError(
-                f"[files] must name exactly {names(roles)} for {self.task}, not {names(self.files)}"
+                f"[files] must name exactly {names(whole)} for {self.task}, not {names(self.files)}"
             )
         if strange := set(self.full_precision) - roles:
             raise ValueError(f"full_precision names {names(strange)}; the roles are {names(roles)}")
         for variant, files in self.variants.items():
             if strange := set(files) - roles:
                 raise ValueError(f"[variants.{variant}] names {names(strange)}; the roles are {names(roles)}")
+            if "shallow" in files and "denoiser" not in files:
+                raise ValueError(f"[variants.{variant}] has shallow without the denoiser that it is part of")
         if without := set(self.graphs) - set(self.digests):
             raise ValueError(f"[digests] lacks {names(without)}; add what sha256sum prints for it")
         wanted = {"anomaly"} if self.task is Task.ANOMALY else {"diffusion", "sampler"}
@@ -243,6 +247,11 @@ class Card(Part):
             )
         if self.task is not Task.BONE_SUPPRESSION and (self.local or self.result != "subtract"):
             raise ValueError("[local] and result are for bone_suppression alone; leave them out")
+        shallow = any("shallow" in files for files in self.variants.values())
+        if self.diffusion and shallow != (self.diffusion.deep_reach is not None):
+            raise ValueError(
+                "deep_reach in [diffusion] goes with a shallow graph in [variants]; add the other"
+            )
         if self.diffusion and self.sampler:
             check_sampling(self.diffusion, self.sampler)
         return self

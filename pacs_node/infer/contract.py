@@ -5,6 +5,7 @@ S is the card's ``input.size``, C x h x w the latent. N, the number of images, i
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pacs_node.tasks import Task
@@ -20,6 +21,7 @@ class Graph:
 
 _IMAGE = ("N", "1", "S", "S")
 _LATENT = ("N", "C", "h", "w")
+_DEEP = ("N", "D", "h", "w")
 
 CONTRACT: dict[Task, dict[str, Graph]] = {
     Task.BONE_SUPPRESSION: {
@@ -28,6 +30,12 @@ CONTRACT: dict[Task, dict[str, Graph]] = {
             {"sample": _LATENT, "condition": _LATENT, "timestep": ("N",)}, {"prediction": _LATENT}
         ),
         "decoder": Graph({"latent": _LATENT}, {"image": _IMAGE}),
+        # Only as a variant: the denoiser's first level, given what a pass of the whole denoiser found below
+        # it. That denoiser gives ``deep``, too (see ``graph``).
+        "shallow": Graph(
+            {"sample": _LATENT, "condition": _LATENT, "timestep": ("N",), "deep": _DEEP},
+            {"prediction": _LATENT},
+        ),
         # Only where the card has [local]: the lungs of a radiograph, 0 to 1.
         "lungs": Graph({"image": _IMAGE}, {"mask": _IMAGE}),
     },
@@ -44,3 +52,11 @@ CONTRACT: dict[Task, dict[str, Graph]] = {
         ),
     },
 }
+
+
+def graph(task: Task, role: str, roles: Collection[str]) -> Graph:
+    """What the graph of ``role`` must take and give, in a table of the card that has ``roles``."""
+    found = CONTRACT[task][role]
+    if role == "denoiser" and "shallow" in roles:
+        return Graph(found.inputs, found.outputs | {"deep": _DEEP})
+    return found

@@ -17,14 +17,20 @@ from pacs_node.infer.sampling.loop import Lane, Value
 from pacs_node.infer.sampling.noise import Noise
 from pacs_node.infer.sampling.plans import plan
 from pacs_node.infer.sampling.rules import trouble
-from pacs_node.infer.session import Session, open_beside
+from pacs_node.infer.session import Session, open_beside, open_shallow
 from pacs_node.infer.tables import asked_for
 
 Array = NDArray[np.float32]
 
 
 class Diffusion:
-    """The sampling loop of one card's denoiser. ``denoiser(sample, condition, timestep) -> prediction``."""
+    """The sampling loop of one card's denoiser. ``denoiser(sample, condition, timestep) -> prediction``.
+
+    Where the card has a shallow graph, at most every other prediction is made by the denoiser's first level
+    alone, from what the evaluation before it found below that level, if that was at most ``deep_reach`` time
+    steps ago: what lies deep changes little between neighbouring steps (DeepCache; Ma, Fang and Wang, CVPR
+    2024, arXiv 2312.00858).
+    """
 
     def __init__(self, card: Card, denoiser: Session, settings: Settings) -> None:
         """Raises ModelError if the sampler or the number of steps asked for is none that the model can do."""
@@ -36,6 +42,9 @@ class Diffusion:
             raise ModelError(f"{card.name}: {found}")
         self.plan = plan(Noise(self.table), self.sampler, self.sampler.steps)
         self.denoiser = denoiser
+        alternating = alternate([step.level.told for step in self.plan], self.table.deep_reach or 0.0)
+        self.shallow = open_shallow(card, denoiser, settings) if any(alternating) else None
+        self._by_shallow = alternating if self.shallow else [False] * len(alternating)
         self._update = open_beside(denoiser, loop.UPDATE, loop.UPDATE_GRAPH, settings)
 
     @property
@@ -52,10 +61,21 @@ class Diffusion:
         """
         lanes = [Lane(self.table.clip_start)] * len(condition) if lanes is None else lanes
         given = self.denoiser.put(condition, "condition")
+        by_shallow = iter(self._by_shallow)
+        deep: Value = None
 
         def network(x: Value, told: float) -> Value:
-            timestep = np.full(len(condition), told, np.float32)
-            return self.denoiser.bound(sample=x, condition=given, timestep=timestep)["prediction"]
+            nonlocal deep
+            inputs = {
+                "sample": x,
+                "condition": given,
+                "timestep": np.full(len(condition), told, np.float32),
+            }
+            if next(by_shallow) and self.shallow is not None:
+                return self.shallow.bound(**inputs, deep=deep)["prediction"]
+            outputs = self.denoiser.bound(**inputs)
+            deep = outputs.get("deep")
+            return outputs["prediction"]
 
         sampled = loop.walk(
             self.plan,
@@ -73,7 +93,20 @@ class Diffusion:
     def parameters(self, seed: int) -> dict[str, Any]:
         """Sampler, steps, seed, and what else decides the samples, for the result."""
         chosen: dict[str, Any] = {"sampler": self.sampler.name, "steps": self.sampler.steps, "seed": seed}
+        if shallow := sum(self._by_shallow):
+            chosen["shallow_evaluations"] = shallow
         return chosen | self.sampler.details()
+
+
+def alternate(times: Sequence[float], reach: float) -> list[bool]:
+    """Of evaluations at these time steps, which are made from what the one before found deep in the network.
+
+    At most every other, and none that is more than ``reach`` from the one before.
+    """
+    found: list[bool] = []
+    for i, time in enumerate(times):
+        found.append(i > 0 and not found[-1] and abs(time - times[i - 1]) <= reach)
+    return found
 
 
 class Count:

@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pacs_node.errors import ModelError
+from pacs_node.infer import contract
 from pacs_node.infer.cards import Card
-from pacs_node.infer.contract import CONTRACT, Graph
+from pacs_node.infer.contract import Graph
 from pacs_node.infer.providers import PROVIDERS, Choice, Settings, choices_for
 from pacs_node.infer.starting import (
     ON_GPU,
@@ -44,6 +45,8 @@ Array = NDArray[np.float32]
 # A tensor where the session computes: ONNX Runtime's OrtValue.
 Value = Any
 
+# Dimensions that a graph may have as it likes.
+_FREE = ("C", "D", "h", "w")
 # Each CUDA graph keeps its buffers; past this many different sets of addresses the rest runs without.
 _MAX_GRAPHS = 16
 
@@ -219,15 +222,19 @@ def _shapes(values: dict[str, Value]) -> object:
     return tuple((name, *value.shape()) for name, value in values.items())
 
 
-def open_session(card: Card, role: str, settings: Settings) -> Session:
+def open_session(
+    card: Card, role: str, settings: Settings, choices: Sequence[Choice] | None = None
+) -> Session:
     """Load the graph of one role on the first provider that takes it, and compare it with the contract.
 
+    ``choices``: the providers to try, if not those that the settings have for this role.
     The file is compared with its digest first. Raises ModelError if no provider takes it, or it is not the
     graph that the card promises; ProviderError if there is not the memory for it.
     """
-    graph = CONTRACT[card.task][role]
     failures: list[str] = []
-    for choice in choices_for(card, role, settings):
+    for choice in choices or choices_for(card, role, settings):
+        roles = card.variants[choice.variant] if choice.variant else card.files
+        graph = contract.graph(card.task, role, roles)
         path = card.path(role, choice.variant)
         card.verify(path.name)
         try:
@@ -243,6 +250,17 @@ def open_session(card: Card, role: str, settings: Settings) -> Session:
         log.info("%s: %s runs on %s: %s", card.name, path.name, choice.provider, choice.reason)
         return Session(path, graph, choice, runtime, fixed, single=choice.word == "openvino")
     raise ModelError(f"{path}: no provider takes this model: {'; '.join(failures)}. Export or copy it again.")
+
+
+def open_shallow(card: Card, denoiser: Session, settings: Settings) -> Session | None:
+    """The shallow graph beside the variant of the denoiser that was taken, on its provider; None without one.
+
+    Raises as open_session does.
+    """
+    variant = denoiser.choice.variant
+    if variant is None or not card.has("shallow", variant):
+        return None
+    return open_session(card, "shallow", settings, [denoiser.choice])
 
 
 def open_beside(session: Session, path: Path, graph: Graph, settings: Settings) -> Session:
@@ -279,7 +297,7 @@ def _compare(runtime: Any, graph: Graph, size: int) -> list[str]:
             wanted = [size if d == "S" else int(d) if d.isdigit() else d for d in dimensions]
             # A free dimension (a name) fits anything; a fixed one must be what is wanted, N being 1 at most.
             fits = len(shape) == len(wanted) and all(
-                not isinstance(have, int) or have == (1 if want == "N" else want) or want in ("C", "h", "w")
+                not isinstance(have, int) or have == (1 if want == "N" else want) or want in _FREE
                 for have, want in zip(shape, wanted, strict=True)
             )
             if not fits or present[name].type != "tensor(float)":

@@ -50,6 +50,11 @@ class Diffusion(Part):
     clip_slope: float = Field(
         0.0, ge=0, description="by how much the limit grows with each training step walked, 0 or more"
     )
+    deep_reach: float | None = Field(
+        None,
+        gt=0,
+        description="for how many time steps the shallow graph may use again what lies deeper, positive",
+    )
 
     @model_validator(mode="after")
     def _rising(self) -> Diffusion:

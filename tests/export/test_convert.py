@@ -227,7 +227,11 @@ def test_a_converted_model_does_what_torch_does(files: tuple[Path, Path], tmp_pa
     assert set(card.variants) == {"f16", "int8"}
     assert all(error < 2e-5 for error in card.figures["largest difference to torch"].values())
     assert (card.result, card.sampler.name, card.sampler.steps) == ("replace", "dpmpp_multistep", 20)
-    assert any("int8 encoder, denoiser, decoder" in line and "good enough" in line for line in lines)
+    for roles in ("encoder, denoiser, decoder", "encoder, denoiser, decoder, shallow"):
+        assert any(line.startswith(f"int8 {roles}: ") and "good enough" in line for line in lines)
+    # At two steps, where the gate stood, the last one is shallow.
+    assert card.diffusion.deep_reach == 500
+    assert card.figures["int8"]["graphs"] == ["encoder", "denoiser", "decoder", "shallow"]
 
     sources = (read_checkpoint(path) for path in files)
     autoencoder = restore(lambda: vqgan.MLVQGAN(AUTOENCODER), next(sources), "")
@@ -252,13 +256,36 @@ def test_a_converted_model_does_what_torch_does(files: tuple[Path, Path], tmp_pa
                 card.path(role, variant), options, providers=["CPUExecutionProvider"]
             )
             assert {i.type for i in (*session.get_inputs(), *session.get_outputs())} == {"tensor(float)"}
-            (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+            given = {name: value.numpy() for name, value in inputs.items()}
+            found = session.run(None, given)[0]  # behind it, what lies deep in an int8 denoiser
             error = np.sqrt(np.square(found - output.numpy()).mean()) / output.numpy().std()
             # A latent between two codes may take the other one; in int8 many do.
             assert error < (tolerance if role != "encoder" or not variant else 0.5), (variant, role, error)
 
     result = make(card, Settings(("cpu",), steps=2))(wish.images[0], Conditions(None, None, None), 0)
     assert result.parameters["steps"] == 2
+    result = make(card, Settings(("cpu",), precision="int8", steps=2))(wish.images[0], Conditions(), 0)
+    assert result.parameters["shallow_evaluations"] == 1
+
+
+def test_a_shallow_graph_that_does_not_hold_is_left_out_and_said(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.bone_suppression.int8.PROCESSOR", ("cpu",))
+    # As if the gate lay between what int8 keeps and what it keeps with shallow steps.
+    measured = iter((50.0, 39.9))
+    monkeypatch.setattr("export.bone_suppression.int8._psnr", lambda image, reference: next(measured))
+    lines: list[str] = []
+    wish = request(files, tmp_path, variants=("int8",), int8=Int8(steps=2, levels=1))
+    card = read_card(convert(wish, lines.append))
+    assert set(card.variants["int8"]) == {"encoder", "denoiser", "decoder"}
+    assert card.diffusion.deep_reach is None
+    assert not card.unused()
+    card.verify()
+    assert any("every step is made by the whole denoiser" in line for line in lines)
+    assert card.figures["int8"]["psnr"] == 50
+    result = make(card, Settings(("cpu",), precision="int8", steps=2))(wish.images[0], Conditions(), 0)
+    assert "shallow_evaluations" not in result.parameters
 
 
 def test_int8_that_does_not_hold_is_left_out_and_said(

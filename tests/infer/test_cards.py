@@ -66,6 +66,25 @@ WRONG = {
         {"[sampler]": "[local]\n[sampler]"},
         ["[files] must name exactly decoder, denoiser, encoder, lungs"],
     ),
+    "reach without what reaches": (
+        {"clip_start = 1.5": "deep_reach = 50.0"},
+        ["deep_reach in [diffusion] goes with a shallow graph in [variants]; add the other"],
+    ),
+    "shallow without reach": (
+        {"[digests]": '[variants.int8]\ndenoiser = "denoiser.onnx"\nshallow = "decoder.onnx"\n\n[digests]'},
+        ["deep_reach in [diffusion] goes with a shallow graph in [variants]; add the other"],
+    ),
+    "shallow without whole": (
+        {
+            "[digests]": '[variants.int8]\nshallow = "decoder.onnx"\n\n[digests]',
+            "clip_start = 1.5": "deep_reach = 50.0",
+        },
+        ["[variants.int8] has shallow without the denoiser that it is part of"],
+    ),
+    "shallow alone": (
+        {"[files]": '[files]\nshallow = "decoder.onnx"'},
+        ["[files] must name exactly decoder, denoiser, encoder for bone_suppression", "shallow"],
+    ),
     "falling range": ({"[0.0, 1.0]": "[1.0, 0.0]"}, ["input: range must rise"]),
     "not a number": ({"clip_start = 1.5": "clip_start = nan"}, ["diffusion.clip_start"]),
     "path in a file name": (

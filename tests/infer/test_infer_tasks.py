@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import TINY, blocks, smooth
+from tiny_models import TINY, blocks, smooth, variant
 
 from pacs_node.conditions import Conditions
 from pacs_node.errors import ModelError, Refused
-from pacs_node.infer import AnomalyResult, ImageResult, Settings, load, read_card
+from pacs_node.infer import AnomalyResult, Card, ImageResult, Settings, load, read_card
 from pacs_node.infer.providers import available
 
 MakeModel = Callable[..., Path]
@@ -71,6 +72,57 @@ def test_every_sampler_finds_the_one_point(make_model: MakeModel, replace: dict[
     np.testing.assert_allclose(
         result.image, image / 2, atol=2e-3 if replace == {"steps = 5": "steps = 1"} else 1e-5
     )
+
+
+def with_shallow(make_model: MakeModel, **more: str) -> Card:
+    """tiny-bone with a variant whose shallow graph takes away a quarter, not a half, of what is deep."""
+    variants = '[variants.int8]\ndenoiser = "whole.onnx"\nshallow = "shallow.onnx"\n\n[digests]'
+    replace = {"[digests]": variants, "clip_start = 1.5": "clip_start = 1.5\ndeep_reach = 200.0"} | more
+    files = {name: variant(name) for name in ("whole.onnx", "shallow.onnx")}
+    return read_card(make_model("tiny-bone", files=files, replace=replace))
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept", "shallow"),
+    [
+        (5, 0.5, 2),  # the last one is whole
+        (10, 0.75, 5),
+        (6, 0.75, 3),
+        (4, 0.5, 0),  # 250 time steps apart
+        (1, 0.5, 0),
+    ],
+)
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_every_other_evaluation_is_shallow_where_it_may_be(
+    make_model: MakeModel, provider: str, steps: int, kept: float, shallow: int
+) -> None:
+    if provider not in available():
+        pytest.skip(f"the installed ONNX Runtime has no {provider}")
+    image = blocks(64, 64, 8)
+    told: list[tuple[int, int]] = []
+    model = load(with_shallow(make_model), Settings((provider,), precision="int8", steps=steps))
+    result = model(image, PLAIN, 0, lambda *count: told.append(count))
+    # OpenVINO computes what an int8 graph leaves in floating point in bf16, where it can.
+    atol = 2e-3 if steps == 1 else 1e-5 if provider == "cpu" else 0.02
+    np.testing.assert_allclose(result.image, image * kept, atol=atol)
+    assert result.parameters.get("shallow_evaluations", 0) == shallow
+    assert told[-1] == (steps + 3, steps + 3)
+    assert {session.path.name for session in model.sessions} >= {"whole.onnx"}
+    assert ("shallow.onnx" in {session.path.name for session in model.sessions}) == bool(shallow)
+
+
+def test_without_the_variant_every_evaluation_is_whole(make_model: MakeModel, exactly: Settings) -> None:
+    image = blocks(64, 64, 8)
+    result = load(with_shallow(make_model), dataclasses.replace(exactly, steps=6))(image, PLAIN, 0)
+    np.testing.assert_allclose(result.image, image / 2, atol=1e-5)
+    assert "shallow_evaluations" not in result.parameters
+
+
+def test_a_whole_denoiser_must_give_what_the_shallow_one_takes(make_model: MakeModel) -> None:
+    card = with_shallow(make_model, **{'"whole.onnx"\n': '"denoiser.onnx"\n'})
+    told = r"denoiser\.onnx: its outputs are prediction, but must be prediction, deep\."
+    with pytest.raises(ModelError, match=told):
+        load(card, Settings(("cpu",), precision="int8"))
 
 
 def test_bone_suppression_keeps_native_detail() -> None:
