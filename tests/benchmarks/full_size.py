@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 THREADS, STEPS, AUTHORS_STEPS, TIMED_STEPS = 2, 20, 1000, 20
-INT8_NOTE = ", where int8 passes the converter's gate"
+GATE = ", where that passes the converter's gate"
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX = 8192
 
@@ -36,7 +36,9 @@ def table() -> str:
     gpu = "cuda" if "cuda" in words and nvidia.missing("cuda") is None else None
     processor = "openvino" if "openvino" in words else "cpu"
     ways = [(processor, "auto")]
-    ways += [(processor, "bf16")] if processor == "openvino" and native_bf16() and native_int8() else []
+    if processor == "openvino" and native_int8():
+        ways += [(processor, "auto", "whole")]
+        ways += [(processor, "bf16")] if native_bf16() else []
     ways += [(processor, "f32")]
     with tempfile.TemporaryDirectory(prefix="pacs-node-bench-") as name:
         folder = _child("convert", Path(name), "f16,int8" if gpu else "int8")["folder"]
@@ -56,10 +58,7 @@ def table() -> str:
             authors,
             authors,
         ),
-        *(
-            _line(f"pacs-node, {row['ran']}{INT8_NOTE if 'int8' in row['ran'] else ''}", row, authors)
-            for row in rows.values()
-        ),
+        *(_line(f"pacs-node, {row['ran']}{_note(row)}", row, authors) for row in rows.values()),
         _line(f"pacs-node, {gpu_row['ran']}", gpu_row, authors)
         if gpu_row
         else "| pacs-node, CUDA | " + " | ".join(["not measured"] * 6) + " | | |",
@@ -72,8 +71,15 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def _note(row: dict[str, Any]) -> str:
+    if "int8" not in row["ran"]:
+        return ""
+    return f", {'every other step shallow' if 'shallow' in row else 'every step whole'}{GATE}"
+
+
 def _line(label: str, row: dict[str, Any], authors: dict[str, Any]) -> str:
-    parts = " | ".join(f"{row[key]:.2f}" for key in ("encoder", "denoiser", "decoder"))
+    step = f"{row['denoiser']:.2f}" + (f", {row['shallow']:.2f}" if "shallow" in row else "")
+    parts = f"{row['encoder']:.2f} | {step} | {row['decoder']:.2f}"
     faster = authors["seconds"] / row["seconds"]
     return (
         f"| {label} | {parts} | {row['seconds']:.1f} | {row['processor_seconds']:.0f} | {faster:.0f} x | "
@@ -132,14 +138,21 @@ def convert(place: Path, variants: str) -> dict[str, Any]:
     return {"folder": str(folder)}
 
 
-def run(folder: Path, provider: str, precision: Any) -> dict[str, Any]:
-    """Our way: load, one image to warm up, one that counts; each session's part of it."""
+def run(folder: Path, provider: str, precision: Any, steps: str = "") -> dict[str, Any]:
+    """Our way: load, one image to warm up, one that counts; each session's part of it.
+
+    ``steps``: "whole" for all of them by the whole denoiser.
+    """
     from pacs_node.conditions import Conditions
     from pacs_node.infer import Settings, make, read_card
     from pacs_node.phantom import Phantom
 
+    card = read_card(folder)
+    if steps == "whole" and card.diffusion is not None and card.diffusion.deep_reach is not None:
+        unreachable = card.diffusion.model_copy(update={"deep_reach": 1e-9})
+        card = card.model_copy(update={"diffusion": unreachable})
     begun = time.perf_counter()
-    model = make(read_card(folder), Settings((provider,), THREADS, precision, STEPS))
+    model = make(card, Settings((provider,), THREADS, precision, STEPS))
     sessions = {session.path.name.split(".")[0]: session for session in model.sessions}
     load_seconds = time.perf_counter() - begun
     spent: dict[str, list[float]] = {name: [] for name in sessions}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import TINY, blocks, smooth, variant
+from tiny_models import SHALLOW, SHALLOW_FILES, TINY, blocks, smooth
 
 from pacs_node.conditions import Conditions
 from pacs_node.errors import ModelError, Refused
@@ -75,11 +75,8 @@ def test_every_sampler_finds_the_one_point(make_model: MakeModel, replace: dict[
 
 
 def with_shallow(make_model: MakeModel, **more: str) -> Card:
-    """tiny-bone with a variant whose shallow graph takes away a quarter, not a half, of what is deep."""
-    variants = '[variants.int8]\ndenoiser = "whole.onnx"\nshallow = "shallow.onnx"\n\n[digests]'
-    replace = {"[digests]": variants, "clip_start = 1.5": "clip_start = 1.5\ndeep_reach = 200.0"} | more
-    files = {name: variant(name) for name in ("whole.onnx", "shallow.onnx")}
-    return read_card(make_model("tiny-bone", files=files, replace=replace))
+    """The card of tiny-bone with a shallow graph; ``more`` is replaced in it, too."""
+    return read_card(make_model("tiny-bone", files=SHALLOW_FILES, replace=SHALLOW | more))
 
 
 @pytest.mark.parametrize(

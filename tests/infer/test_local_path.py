@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_fusion import exactly_fused
-from tiny_models import blocks, variant
+from tiny_models import SHALLOW, SHALLOW_FILES, blocks, variant
 
 from pacs_node.conditions import Conditions
 from pacs_node.errors import ModelError
 from pacs_node.infer import Settings, load, read_card
+from pacs_node.infer.providers import available
 
 MakeModel = Callable[..., Path]
 CPU = Settings(("cpu",))
@@ -20,9 +21,12 @@ LUNGS = np.zeros((64, 64), bool)
 LUNGS[16:48, 8:56] = True
 # The tiny denoiser's clean latent is half of the condition, which is 0.5 (latent_scale) of the block means.
 LOCAL_LIMIT = 0.1
+NO_FILES: Mapping[str, bytes] = {}
 
 
-def with_lungs(make_model: MakeModel, folder: str = "local", **replace: str) -> Path:
+def with_lungs(
+    make_model: MakeModel, folder: str = "local", files: Mapping[str, bytes] = NO_FILES, **replace: str
+) -> Path:
     """tiny-bone with a local path limited to LOCAL_LIMIT, sampled by LCM; ``replace`` goes into the card."""
     changes = {
         'encoder = "encoder.onnx"': 'encoder = "encoder.onnx"\nlungs = "lungs.onnx"',
@@ -30,9 +34,8 @@ def with_lungs(make_model: MakeModel, folder: str = "local", **replace: str) -> 
         '[sampler]\nname = "lcm"',
         'licence = "Apache-2.0"': 'licence = "Apache-2.0"\nresult = "replace"',
     }
-    return make_model(
-        "tiny-bone", folder=folder, replace=changes | replace, files={"lungs.onnx": variant("lungs.onnx")}
-    )
+    files = {"lungs.onnx": variant("lungs.onnx"), **files}
+    return make_model("tiny-bone", folder=folder, replace=changes | replace, files=files)
 
 
 def test_the_local_path_is_fused_into_the_lungs(make_model: MakeModel) -> None:
@@ -47,6 +50,23 @@ def test_the_local_path_is_fused_into_the_lungs(make_model: MakeModel) -> None:
     np.testing.assert_array_equal(result.bone, image - result.image)
     assert result.parameters["sampler"] == "lcm"
     assert result.parameters["warnings"] == []
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_shallow_evaluations_are_of_both_paths(make_model: MakeModel, provider: str) -> None:
+    """At once and, on OpenVINO, one by one; the last of six is shallow and finds 0.75 in place of half."""
+    if provider not in available():
+        pytest.skip(f"the installed ONNX Runtime has no {provider}")
+    folder = with_lungs(make_model, files=SHALLOW_FILES, **SHALLOW)
+    image = blocks(64, 64, 8)
+    settings = Settings((provider,), precision="int8", steps=6)
+    result = load(read_card(folder), settings)(image, Conditions(), 0)
+    whole = image * np.float32(0.75)
+    local = np.where(LUNGS, np.minimum(whole, LOCAL_LIMIT / 0.5), 0).astype(np.float32)
+    # OpenVINO computes what an int8 graph leaves in floating point in bf16, where it can.
+    atol = 2e-5 if provider == "cpu" else 0.02
+    np.testing.assert_allclose(result.image, exactly_fused(whole, local, LUNGS), atol=atol)
+    assert result.parameters["shallow_evaluations"] == 3
 
 
 def test_the_fused_image_is_subtracted_where_the_card_says_so(make_model: MakeModel) -> None:

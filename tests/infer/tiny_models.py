@@ -15,6 +15,15 @@ def variant(name: str) -> bytes:
     return (FIXTURES / "variants" / name).read_bytes()
 
 
+#: For ``make_model("tiny-bone", replace=…, files=…)``: a variant whose shallow graph takes away a quarter of
+#: the image, where whole evaluations take away half.
+SHALLOW = {
+    "[digests]": '[variants.int8]\ndenoiser = "whole.onnx"\nshallow = "shallow.onnx"\n\n[digests]',
+    "clip_start = 1.5": "clip_start = 1.5\ndeep_reach = 200.0",
+}
+SHALLOW_FILES = {name: variant(name) for name in ("whole.onnx", "shallow.onnx")}
+
+
 def blocks(rows: int, columns: int, block: int, seed: int = 0) -> np.ndarray:
     """An image in [0, 1] that is constant over blocks: what the tiny models map exactly."""
     values = np.random.default_rng(seed).random((rows // block, columns // block), dtype=np.float32)
