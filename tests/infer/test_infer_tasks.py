@@ -83,8 +83,9 @@ def with_shallow(make_model: MakeModel, **more: str) -> Card:
     ("steps", "kept", "shallow"),
     [
         (5, 0.5, 2),  # the last one is whole
-        (10, 0.75, 5),
-        (6, 0.75, 3),
+        (6, 0.5, 2),  # two whole ones, one shallow, one whole, one shallow, one whole
+        (7, 0.75, 3),
+        (20, 0.5, 8),
         (4, 0.5, 0),  # 250 time steps apart
         (1, 0.5, 0),
     ],
@@ -110,7 +111,7 @@ def test_every_other_evaluation_is_shallow_where_it_may_be(
 
 def test_without_the_variant_every_evaluation_is_whole(make_model: MakeModel, exactly: Settings) -> None:
     image = blocks(64, 64, 8)
-    result = load(with_shallow(make_model), dataclasses.replace(exactly, steps=6))(image, PLAIN, 0)
+    result = load(with_shallow(make_model), dataclasses.replace(exactly, steps=7))(image, PLAIN, 0)
     np.testing.assert_allclose(result.image, image / 2, atol=1e-5)
     assert "shallow_evaluations" not in result.parameters
 
