@@ -209,6 +209,12 @@ def convert_options(one: ArgumentParser) -> None:
     )
     one.add_argument("--min-psnr", type=float, default=40.0, help="dB that int8 must keep to float32's image")
     one.add_argument("--gate-steps", type=int, default=20, help="sampling steps of that comparison")
+    one.add_argument(
+        "--whole-steps",
+        action="store_true",
+        help="every step in int8 by the whole denoiser; default: every other by its first level alone, if "
+        "the image holds its quality so",
+    )
 
 
 def convert(arguments: Namespace) -> None:
@@ -233,7 +239,7 @@ def convert(arguments: Namespace) -> None:
             result=arguments.result,
             size=arguments.size,
             images=[read_alone(path) for path in arguments.images],
-            int8=Int8(arguments.min_psnr, arguments.gate_steps),
+            int8=Int8(arguments.min_psnr, arguments.gate_steps, shallow=not arguments.whole_steps),
         )
     )
     print(f"{place}: written. Take it in with: pacs-node models add {place}")

@@ -13,7 +13,8 @@ against torch, and as variants:
 f16
     for GPUs: half the memory, and the units for it.
 int8
-    for processors, each graph by itself only if it holds its quality: see ``int8``.
+    for processors, each graph by itself only if it holds its quality, and with it a graph of the denoiser's
+    first level alone, for every other step, if that holds it, too: see ``int8``.
 """
 
 from __future__ import annotations

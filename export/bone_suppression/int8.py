@@ -5,7 +5,8 @@ graphs alone, from the same seed, on each of the images that it is tried on. 40 
 difference of 1 % of the image's range: an eighth to a third of what separates a radiograph from its twin
 without bones (22 to 30 dB in dual-energy pairs). If the three graphs do not pass together, each is tried by
 itself, and those that pass are tried together; a graph that does not pass is thrown away, and its role runs
-as it did. Ranges are found on other images than those of the gate where there are two or more.
+as it did. If the denoiser passes, every other step is tried by its first level alone, too (see shallow.py).
+Ranges are found on other images than those of the gate where there are two or more.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ PROCESSOR = ("openvino", "cpu")
 @dataclass(frozen=True)
 class Int8:
     """``min_psnr`` in dB; ``steps`` of the sampling in the gate; ``levels`` of noise at which the denoiser's
-    ranges are found.
+    ranges are found; ``shallow``: whether a shallow graph is tried.
     """
 
     min_psnr: float = 40.0
     steps: int = 20
     levels: int = 8
+    shallow: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def int8(
         _remove(folder / files[role])
         say(f"{role}: no int8 graph, as it does not hold the model's quality")
 
-    reach = _spacing(card, how.steps) if "denoiser" in kept else None
+    reach = _spacing(card, how.steps) if how.shallow and "denoiser" in kept else None
     if reach is not None:
         whole, shallow = (folder / file for file in (files["denoiser"], SHALLOW))
         before = whole.read_bytes()

@@ -26,9 +26,10 @@ Array = NDArray[np.float32]
 class Diffusion:
     """The sampling loop of one card's denoiser. ``denoiser(sample, condition, timestep) -> prediction``.
 
-    Where the card has a shallow graph, every other prediction, as far as ``alternate`` lets it, is made by the
-    denoiser's first level alone, from what the evaluation before it found below that level: what lies deep
-    changes little between neighbouring steps (DeepCache; Ma, Fang and Wang, CVPR 2024, arXiv 2312.00858).
+    Where the card has a shallow graph, every other prediction, as far as ``alternate`` lets it, is made by
+    the denoiser's first level alone, from what the evaluation before it found below that level: what lies
+    deep changes little between neighbouring steps (DeepCache; Ma, Fang and Wang, CVPR 2024, arXiv
+    2312.00858).
     """
 
     def __init__(self, card: Card, denoiser: Session, settings: Settings) -> None:

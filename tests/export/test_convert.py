@@ -288,6 +288,16 @@ def test_a_shallow_graph_that_does_not_hold_is_left_out_and_said(
     assert "shallow_evaluations" not in result.parameters
 
 
+def test_every_step_is_whole_if_that_is_asked_for(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.bone_suppression.int8.PROCESSOR", ("cpu",))
+    how = Int8(min_psnr=-1000, steps=2, levels=1, shallow=False)
+    card = read_card(convert(request(files, tmp_path, variants=("int8",), int8=how), print))
+    assert set(card.variants["int8"]) == {"encoder", "denoiser", "decoder"}
+    assert card.diffusion.deep_reach is None
+
+
 def test_int8_that_does_not_hold_is_left_out_and_said(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
