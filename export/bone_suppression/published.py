@@ -50,6 +50,12 @@ class Published:
 
 #: The limit on the clean estimate grows by 0.003 with each of the 1000 steps (config.clip_rate). The code
 #: gives beta_start and beta_end, too, which the schedule squaredcos_cap_v2 does not use.
+#:
+#: The quick sampler leads, as the authors' does, and so starts at step 940. At 999 this schedule leaves 5e-5
+#: of the image, and a clean estimate from the noise found there is rounding magnified 20,000 times, limited
+#: to +-1.4. Measured in 20 steps on a network in small that predicts noise (trained for half an hour): from
+#: 999 int8 makes an image 32 dB from float32's, and another seed one 17 dB from it; from 940 51 and 27 dB.
+#: From the truth both are 10 dB.
 BS_LDM = Published(
     title="BS-LDM",
     source="github.com/diaoquesang/BS-LDM",
@@ -63,7 +69,7 @@ BS_LDM = Published(
         "clip_slope": 0.003,
     },
     sampler={"name": "ddpm", "steps": 1000, "spacing": "leading"},
-    quick={"name": "dpmpp_multistep", "steps": 20},
+    quick={"name": "dpmpp_multistep", "steps": 20, "spacing": "leading"},
 )
 
 #: The limits grow by 0.025 with each of 50 steps, which is every 20th of 1000: 0.00125 a training step. They

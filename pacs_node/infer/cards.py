@@ -248,10 +248,8 @@ class Card(Part):
         if self.task is not Task.BONE_SUPPRESSION and (self.local or self.result != "subtract"):
             raise ValueError("[local] and result are for bone_suppression alone; leave them out")
         shallow = any("shallow" in files for files in self.variants.values())
-        if self.diffusion and shallow != (self.diffusion.deep_reach is not None):
-            raise ValueError(
-                "deep_reach in [diffusion] goes with a shallow graph in [variants]; add the other"
-            )
+        if shallow and self.diffusion and self.diffusion.deep_reach is None:
+            raise ValueError("[diffusion] needs deep_reach for the shallow graph; add how far it may reach")
         if self.diffusion and self.sampler:
             check_sampling(self.diffusion, self.sampler)
         return self

@@ -88,6 +88,9 @@ def _run(card: Card, settings: Settings) -> AnomalyResult | ImageResult:
     if card.sampler is not None and card.diffusion is not None:
         sampler = asked_for(card.sampler, settings.sampler, settings.steps)
         settings = replace(settings, steps=fewest_steps(sampler, card.diffusion))
+        if card.diffusion.deep_reach is not None:  # steps so far apart leave a shallow graph out otherwise
+            anywhere = card.diffusion.model_copy(update={"deep_reach": float(card.diffusion.train_steps)})
+            card = card.model_copy(update={"diffusion": anywhere})
     return make(card, settings)(_drawn_image(), Conditions(50.0, "F", "PA"), 0)
 
 

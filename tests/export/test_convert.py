@@ -230,7 +230,7 @@ def test_a_converted_model_does_what_torch_does(files: tuple[Path, Path], tmp_pa
     for roles in ("encoder, denoiser, decoder", "encoder, denoiser, decoder, shallow"):
         assert any(line.startswith(f"int8 {roles}: ") and "good enough" in line for line in lines)
     # At two steps, where the gate stood, the last one is shallow.
-    assert card.diffusion.deep_reach == 500
+    assert card.diffusion.deep_reach == 333
     assert card.figures["int8"]["graphs"] == ["encoder", "denoiser", "decoder", "shallow"]
 
     sources = (read_checkpoint(path) for path in files)

@@ -66,13 +66,9 @@ WRONG = {
         {"[sampler]": "[local]\n[sampler]"},
         ["[files] must name exactly decoder, denoiser, encoder, lungs"],
     ),
-    "reach without what reaches": (
-        {"clip_start = 1.5": "deep_reach = 50.0"},
-        ["deep_reach in [diffusion] goes with a shallow graph in [variants]; add the other"],
-    ),
     "shallow without reach": (
         {"[digests]": '[variants.int8]\ndenoiser = "denoiser.onnx"\nshallow = "decoder.onnx"\n\n[digests]'},
-        ["deep_reach in [diffusion] goes with a shallow graph in [variants]; add the other"],
+        ["[diffusion] needs deep_reach for the shallow graph; add how far it may reach"],
     ),
     "shallow without whole": (
         {

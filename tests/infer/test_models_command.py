@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import TINY, variant
+from tiny_models import SHALLOW, SHALLOW_FILES, TINY, variant
 
 from pacs_node.errors import ModelError
 from pacs_node.infer import Catalog, Settings, read_card
@@ -121,6 +121,19 @@ def test_variants_are_copied_verified_and_listed(make_model: MakeModel, config: 
     verified = command("verify", "tiny-bone", "--config", config)
     assert verified.returncode == 1
     assert "decoder.int8.onnx: the file is missing" in verified.stderr
+
+
+def test_a_shallow_graph_is_tried_too(make_model: MakeModel, nothing: Path, tmp_path: Path) -> None:
+    """Though the few steps of the trial lie further apart than it reaches."""
+    site = Catalog([], shipped=nothing)
+    files = SHALLOW_FILES | {"shallow.onnx": variant("not_finite_shallow.onnx")}
+    bad = make_model("tiny-bone", folder="bad", files=files, replace=SHALLOW)
+    with pytest.raises(ModelError, match="not finite"):
+        add(bad, tmp_path / "site", site, CPU)
+    assert not (tmp_path / "site" / "tiny-bone").exists()
+    good = make_model("tiny-bone", folder="good", files=SHALLOW_FILES, replace=SHALLOW)
+    add(good, tmp_path / "site", site, CPU)
+    assert (tmp_path / "site" / "tiny-bone" / "shallow.onnx").is_file()
 
 
 def test_verify_fails_on_an_altered_file(
